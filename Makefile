@@ -1,0 +1,32 @@
+# The two commands of the README, complete on a machine that has git, make and Python 3.11+.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+TORCH  ?= 2.13.0
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/planner.ready        ## plan the bundled trace on two small hosts and compare
+	$(BIN)/epplan plan -o plan.json
+	$(BIN)/epplan evaluate plan.json linear round-robin eplb eplb-global
+
+test: $(VENV)/test.ready lint      ## lint, types, and all tests that need no special machine
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+
+lint: $(VENV)/test.ready
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+$(VENV)/planner.ready: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+# torch first and by name: a version range would fetch a build with gigabytes of CUDA libraries
+$(VENV)/test.ready: $(VENV)/planner.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[executor,test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

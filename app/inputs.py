@@ -1,0 +1,54 @@
+"""What the verbs share: loading model, cluster and routing by name or file, with the bundled default."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from planner import Cluster, MoEModel, Routing, load_cluster, load_model, load_routing
+from topologies import BadInput
+
+BUNDLED = Path(str(resources.files("planner"))) / "bundled" / "tiny_moe"
+BUNDLED_CLUSTER = "hgx-h100:2"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Model, cluster and routing of one command, with what plan.json says of where they came from."""
+
+    model: MoEModel
+    cluster: Cluster
+    routing: Routing
+    sources: dict[str, str]
+
+
+def load_inputs(model: str | None, cluster: str | None, routing: str | None) -> Inputs:
+    """Load what the user named; with nothing named, the bundled model, trace and cluster.
+
+    Raises BadInput where only a part is named, since a bundled part would not belong to the user's.
+    """
+    named = {"--model": model, "--routing": routing}
+    missing = [option for option, value in named.items() if value is None]
+    if len(missing) == 1:
+        raise BadInput(f"{missing[0]} is missing (give --model and --routing, or neither for the bundled example)")
+    model = model or str(BUNDLED / "config.json")
+    routing = routing or str(BUNDLED / "skewed.npz")
+    cluster = cluster or (BUNDLED_CLUSTER if len(missing) == 2 else None)
+    if cluster is None:
+        raise BadInput("--cluster is missing; a name such as hgx-h100:4, or a file (see: epplan topology show --help)")
+    loaded_model, loaded_cluster = load_model(model), load_cluster(cluster)
+    loaded_routing = load_routing(routing, loaded_model)
+    sources = {
+        "model": _source(model),
+        "cluster": _source(cluster),
+        "routing": f"sha256:{loaded_routing.sha256}",
+    }
+    return Inputs(loaded_model, loaded_cluster, loaded_routing, sources)
+
+
+def _source(name: str) -> str:
+    """Return a name as it is, and a file as its digest: a plan says nothing of anybody's folders."""
+    path = Path(name)
+    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" if path.is_file() else name

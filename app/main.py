@@ -1,0 +1,75 @@
+"""The command `epplan`: finds the verb, runs it, and turns what goes wrong into one line and an exit code.
+
+Exit codes: 0 done, 1 infeasible request, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+from topologies.errors import EpplanError
+
+# verb -> module:command; loaded on use, so that `epplan --help` does not import the solvers
+COMMANDS = {
+    "evaluate": "app.commands.evaluate:evaluate",
+    "plan": "app.commands.plan:plan",
+    "topology": "app.commands.topology:topology",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Return the verbs in the order in which the help lists them."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        """Import and return one verb."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="epplan")
+def cli() -> None:
+    """Plan and run expert parallelism for Mixture-of-Experts models on your own cluster.
+
+    \b
+    The main path:
+      epplan topology show hgx-h100:4
+      epplan plan --model deepseek-v3 --cluster hgx-h100:4 --routing loads.json --slots-per-rank 9 -o plan.json
+      epplan evaluate plan.json linear eplb --routing loads.json
+
+    Results go to stdout, all else to stderr. Exit codes: 0 done, 1 infeasible request, 2 bad input.
+    """
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except EpplanError as error:
+        _fail(str(error), error.exit_code)
+    except click.exceptions.Abort:
+        _fail("interrupted", 130)
+    except click.ClickException as error:
+        _fail(error.format_message(), 2)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output left, as in `epplan ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo("epplan: " + " ".join(message.split()), err=True)
+    sys.exit(code)

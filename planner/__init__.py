@@ -1,0 +1,41 @@
+"""Decisions: model, routing, placement, prediction, optimisation, plan.json. Needs no torch.
+
+    cluster, model = load_cluster("hgx-h100:4"), load_model("deepseek-v3")
+    workload = build_workload(model, cluster, load_routing("loads.json", model), tokens_per_rank=4096)
+    solution = solve(workload, load_profile(), slots_of_ranks(model, cluster, 9, workload.num_layers))
+"""
+
+from planner.assemble import assemble_plan
+from planner.model import MoEModel, load_model, model_names
+from planner.placement import Placement
+from planner.plan import Plan, load_plan
+from planner.predict import Prediction, predict
+from planner.request import slots_of_ranks
+from planner.routing import Routing, load_routing
+from planner.solve import Solution, solve
+from planner.timing import TimingProfile, load_profile
+from planner.workload import Workload, build_workload
+from topologies import Cluster, load_cluster
+
+__all__ = [
+    "Cluster",
+    "MoEModel",
+    "Placement",
+    "Plan",
+    "Prediction",
+    "Routing",
+    "Solution",
+    "TimingProfile",
+    "Workload",
+    "assemble_plan",
+    "build_workload",
+    "load_cluster",
+    "load_model",
+    "load_plan",
+    "load_profile",
+    "load_routing",
+    "model_names",
+    "predict",
+    "slots_of_ranks",
+    "solve",
+]

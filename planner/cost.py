@@ -1,0 +1,188 @@
+"""From cluster, model and profile to the cost of a row on every resource: what the planner minimises.
+
+Shapes: C source classes, R ranks, D domains, T targets (R or D), N resources (directed links), X = C * T flattened.
+The cost of a communication phase is  alpha + max over N ( sum over legs  rows_X @ us_XN ).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import scipy.sparse as sp
+
+from planner.placement import FloatArray, IntArray
+from planner.timing import Exchange, TimingProfile, alpha_us, rows_per_peer
+from planner.workload import Workload
+from topologies import BadInput, Cluster, rail_peers, routes
+
+Target = Literal["rank", "domain"]
+
+
+@dataclass(frozen=True, eq=False)
+class Leg:
+    """One hop of an exchange: rows from source classes to targets, and what each row costs on every link.
+
+    Attributes:
+        target: whether rows are counted per destination rank or per destination domain.
+        distinct: one row per token and target (True), or one per token-expert pair (False).
+        us_XN: microseconds on link n for one row from each rank of class c to target t, row X = c * T + t.
+
+    """
+
+    target: Target
+    distinct: bool
+    us_XN: sp.csr_array
+
+
+@dataclass(frozen=True, eq=False)
+class Phase:
+    """Dispatch or combine: start-up time, legs over the same N links, and the names of the links."""
+
+    alpha_us: float
+    legs: tuple[Leg, ...]
+    link_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class StepCost:
+    """The price list of a step, the same for every layer.
+
+    Attributes:
+        launch_us: fixed time of the experts' grouped GEMM.
+        slot_us_R: time on each rank for one active expert, however few its rows (weights read, GEMM ramp).
+        row_us_R: time on each rank for one row.
+
+    """
+
+    exchange: Exchange
+    dispatch: Phase
+    combine: Phase
+    launch_us: float
+    slot_us_R: FloatArray
+    row_us_R: FloatArray
+
+
+def step_cost(workload: Workload, profile: TimingProfile, exchange: Exchange, policy: str = "pxn") -> StepCost:
+    """Build the price list of a workload under one exchange algorithm.
+
+    Raises BadInput where the profile lacks an efficiency for a kind of link that the cluster has, or the GPU a
+    figure that the model needs.
+    """
+    cluster, model = workload.cluster, workload.model
+    route_PN = routes(cluster, policy)
+    hops = _two_level_hops(workload) if exchange == "two-level" else _direct_hops(workload, exchange == "dedup")
+    top_k = workload.rows_LCE.sum() / (workload.num_layers * workload.rows_LCE.shape[1] * workload.tokens_per_rank)
+    peer_rows = rows_per_peer(
+        exchange, workload.tokens_per_rank, top_k, cluster.num_ranks, cluster.num_domains
+    )
+
+    def phase(row_bytes: float, *, back: bool) -> Phase:
+        regime = profile.regime(peer_rows * row_bytes)
+        byte_us_N = _byte_us(cluster, regime.efficiency, profile.name)
+        row_us_N = sp.diags_array(byte_us_N * row_bytes)
+        legs = [
+            Leg(hop.target, hop.distinct, sp.csr_array(hop.selector(cluster.num_ranks, back=back) @ route_PN @ row_us_N))
+            for hop in hops
+        ]
+        names = tuple(f"{link.kind} {link.source} -> {link.target}" for link in cluster.links)
+        return _without_idle_links(Phase(alpha_us(regime, exchange, cluster.num_domains), tuple(legs), names))
+
+    slot_us_R, row_us_R = _compute_us(workload, profile)
+    return StepCost(
+        exchange=exchange,
+        dispatch=phase(model.dispatch_row_bytes, back=False),
+        combine=phase(model.combine_row_bytes, back=True),
+        launch_us=profile.compute.launch_us,
+        slot_us_R=slot_us_R,
+        row_us_R=row_us_R,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Hop:
+    """The (source rank, destination rank) pairs behind each (class, target) of a leg."""
+
+    target: Target
+    distinct: bool
+    num_rows: int
+    row_H: IntArray
+    source_H: IntArray
+    destination_H: IntArray
+
+    def selector(self, num_ranks: int, *, back: bool) -> sp.csr_array:
+        """Return the 0/1 matrix [X, R * R] that sums pair routes into rows; `back` turns every pair round."""
+        first_H, second_H = self.source_H, self.destination_H
+        if back:
+            first_H, second_H = second_H, first_H
+        data = np.ones(len(self.row_H))
+        column_H = first_H * num_ranks + second_H
+        return sp.csr_array((data, (self.row_H, column_H)), shape=(self.num_rows, num_ranks**2))
+
+
+def _direct_hops(workload: Workload, distinct: bool) -> list[_Hop]:
+    R = workload.num_ranks
+    class_R = workload.class_of_rank_R
+    source_H, destination_H = np.divmod(np.arange(R * R), R)
+    return [_Hop("rank", distinct, (class_R.max() + 1) * R, class_R[source_H] * R + destination_H, source_H, destination_H)]
+
+
+def _two_level_hops(workload: Workload) -> list[_Hop]:
+    """Scale-out to the rank of the same rail in the destination's domain, then scale-up inside that domain."""
+    R, D = workload.num_ranks, workload.num_domains
+    class_R, domain_R = workload.class_of_rank_R, np.asarray(workload.cluster.domain_of_rank)
+    C = int(class_R.max()) + 1
+    peer_RD = np.asarray(rail_peers(workload.cluster))
+    source_out_H, domain_H = np.divmod(np.arange(R * D), D)
+    out = _Hop("domain", True, C * D, class_R[source_out_H] * D + domain_H, source_out_H, peer_RD.ravel())
+    source_H, destination_H = np.divmod(np.arange(R * R), R)
+    relay_H = peer_RD[source_H, domain_R[destination_H]]
+    up = _Hop("rank", True, C * R, class_R[source_H] * R + destination_H, relay_H, destination_H)
+    return [out, up]
+
+
+def _byte_us(cluster: Cluster, efficiency: dict[str, float], profile_name: str) -> FloatArray:
+    """Return microseconds per byte on every link."""
+    missing = sorted(set(cluster.link_kinds) - set(efficiency))
+    if missing:
+        raise BadInput(
+            f"timing profile {profile_name}: no efficiency for {missing[0]!r} links of {cluster.name}; "
+            f"it knows {', '.join(sorted(efficiency))}"
+        )
+    efficiency_N = np.array([efficiency[kind] for kind in cluster.link_kinds])
+    return 1.0 / (efficiency_N * np.asarray(cluster.link_gbps) * 1e3)
+
+
+def _compute_us(workload: Workload, profile: TimingProfile) -> tuple[FloatArray, FloatArray]:
+    """Return (microseconds per active slot, microseconds per row) of every rank."""
+    model, constants = workload.model, profile.compute
+    slot_us, row_us = [], []
+    for gpu in workload.cluster.gpus:
+        peak = gpu.peak_tflops.get(model.dispatch_dtype, gpu.peak_tflops.get("bf16"))
+        if peak is None:
+            raise BadInput(f"GPU {gpu.name}: no peak TFLOP/s for {model.dispatch_dtype}; it has {sorted(gpu.peak_tflops)}")
+        one_row_us = model.flops_per_row / (constants.flop_efficiency * peak * 1e6)
+        weights_us = model.expert_bytes / (constants.hbm_efficiency * gpu.hbm_gbps * 1e3)
+        slot_us.append(weights_us + constants.half_rows * one_row_us)
+        row_us.append(one_row_us)
+    return np.array(slot_us), np.array(row_us)
+
+
+def _without_idle_links(phase: Phase) -> Phase:
+    """Drop links that no row crosses, and links that always carry the same rows as a slower one."""
+    stacked = sp.csc_array(sp.vstack([leg.us_XN for leg in phase.legs]))
+    stacked.sort_indices()
+    slowest: dict[bytes, tuple[float, int]] = {}
+    for link in range(stacked.shape[1]):
+        span = slice(stacked.indptr[link], stacked.indptr[link + 1])
+        data = stacked.data[span]
+        if data.size == 0:
+            continue
+        top = float(data.max())
+        key = stacked.indices[span].tobytes() + np.round(data / top, 9).tobytes()
+        if key not in slowest or top > slowest[key][0]:
+            slowest[key] = (top, link)
+    kept = sorted(link for _, link in slowest.values())
+    legs = tuple(Leg(leg.target, leg.distinct, sp.csr_array(leg.us_XN[:, kept])) for leg in phase.legs)
+    return Phase(phase.alpha_us, legs, tuple(phase.link_names[link] for link in kept))

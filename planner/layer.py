@@ -1,0 +1,188 @@
+"""One layer to place: its rows, its ranks, the price list; and what a placement of it costs.
+
+Shapes: C source classes, E experts, R ranks, D domains, S slots, N resources of a phase.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import scipy.sparse as sp
+
+from planner.cost import Phase, StepCost
+from planner.placement import FloatArray, IntArray, Placement
+from planner.wire import DistinctRows, TokenSample, pair_rows_CR
+from planner.workload import Workload
+
+
+@dataclass(frozen=True, eq=False)
+class LayerProblem:
+    """What the optimiser sees of one layer.
+
+    Attributes:
+        cost: the price list; its `exchange` decides how rows are counted.
+        rows_CE: token-expert pairs from one rank of class c to expert e.
+        active_E: chance that the expert gets any token in the step; a rank reads the weights of active experts only.
+        class_size_C, class_domain_C: ranks in each source class, and the domain it lies in.
+        domain_R: domain of each rank.
+        slots_R: slots that each rank may use.
+        tokens: sampled tokens, where the exchange counts distinct targets.
+
+    """
+
+    cost: StepCost
+    rows_CE: FloatArray
+    active_E: FloatArray
+    class_size_C: IntArray
+    class_domain_C: IntArray
+    domain_R: IntArray
+    slots_R: IntArray
+    tokens: TokenSample | None
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        return self.rows_CE.shape[1]
+
+    @property
+    def num_ranks(self) -> int:
+        """R."""
+        return len(self.domain_R)
+
+    @property
+    def num_domains(self) -> int:
+        """D."""
+        return int(self.domain_R.max()) + 1
+
+    @cached_property
+    def load_E(self) -> FloatArray:
+        """Return the token-expert pairs of each expert over all ranks."""
+        load_E: FloatArray = self.class_size_C @ self.rows_CE
+        return load_E
+
+    @cached_property
+    def domain_RD(self) -> sp.csr_array:
+        """Return the 0/1 matrix that sums ranks into domains."""
+        ones = np.ones(self.num_ranks)
+        return sp.csr_array((ones, (np.arange(self.num_ranks), self.domain_R)), shape=(self.num_ranks, self.num_domains))
+
+    def for_balance(self) -> LayerProblem:
+        """Return the same layer with imbalance (max over ranks / mean of token-expert pairs) as its only cost."""
+        nothing = Phase(0.0, (), ())
+        row_R = np.full(self.num_ranks, self.num_ranks / max(self.load_E.sum(), np.finfo(float).tiny))
+        cost = StepCost("pairwise", nothing, nothing, 0.0, np.zeros(self.num_ranks), row_R)
+        return replace(self, cost=cost, tokens=None)
+
+    def evaluate(self, placement: Placement) -> LayerCost:
+        """Price a placement."""
+        pairs_CR = pair_rows_CR(self.rows_CE, self.class_domain_C, placement)
+        rows = self._rows_of_legs(placement, pairs_CR)
+        load_R = self.class_size_C @ pairs_CR
+        slot_S = self.active_E[placement.expert_S] * (placement.share_DS.max(axis=0) > 0)
+        active_R = np.bincount(placement.rank_S, weights=slot_S, minlength=self.num_ranks)
+        compute_us_R = self.cost.slot_us_R * active_R + self.cost.row_us_R * load_R
+        return LayerCost(
+            cost=self.cost,
+            load_R=load_R,
+            dispatch_us_N=phase_us(self.cost.dispatch, rows),
+            compute_us_R=compute_us_R,
+            combine_us_N=phase_us(self.cost.combine, rows),
+        )
+
+    def distinct_rows(self, placement: Placement) -> dict[str, DistinctRows]:
+        """Return the distinct-row counts of each target that the exchange uses; empty for pairwise."""
+        targets = {leg.target for leg in self.cost.dispatch.legs if leg.distinct}
+        if not targets:
+            return {}
+        assert self.tokens is not None, "an exchange that counts distinct targets needs sampled tokens"
+        mass_DER = placement.mass_DER()
+        mass = {"rank": mass_DER}
+        if "domain" in targets:
+            D = self.num_domains
+            mass["domain"] = (mass_DER.reshape(-1, self.num_ranks) @ self.domain_RD).reshape(D, -1, D)
+        return {target: DistinctRows(self.tokens, self.class_domain_C, mass[target]) for target in sorted(targets)}
+
+    def _rows_of_legs(self, placement: Placement, pairs_CR: FloatArray) -> dict[tuple[str, bool], FloatArray]:
+        rows: dict[tuple[str, bool], FloatArray] = {("rank", False): pairs_CR}
+        for target, distinct in self.distinct_rows(placement).items():
+            rows[(target, True)] = distinct.rows_CT()
+        return rows
+
+
+@dataclass(frozen=True, eq=False)
+class LayerCost:
+    """What one layer costs under one placement, resource by resource."""
+
+    cost: StepCost
+    load_R: FloatArray
+    dispatch_us_N: FloatArray
+    compute_us_R: FloatArray
+    combine_us_N: FloatArray
+
+    @property
+    def imbalance(self) -> float:
+        """Max over ranks / mean over ranks of token-expert pairs."""
+        return float(self.load_R.max() / max(self.load_R.mean(), np.finfo(float).tiny))
+
+    @property
+    def dispatch_us(self) -> float:
+        """Time of the dispatch exchange."""
+        return self.cost.dispatch.alpha_us + float(self.dispatch_us_N.max(initial=0.0))
+
+    @property
+    def compute_us(self) -> float:
+        """Time of the most loaded rank's experts."""
+        return self.cost.launch_us + float(self.compute_us_R.max())
+
+    @property
+    def combine_us(self) -> float:
+        """Time of the combine exchange."""
+        return self.cost.combine.alpha_us + float(self.combine_us_N.max(initial=0.0))
+
+    @property
+    def layer_us(self) -> float:
+        """Dispatch, compute and combine in turn (no overlap)."""
+        return self.dispatch_us + self.compute_us + self.combine_us
+
+    @property
+    def bottleneck(self) -> str:
+        """Name what holds the layer up: the largest phase, and the link or rank that sets its pace."""
+        phases = {"dispatch": self.dispatch_us, "compute": self.compute_us, "combine": self.combine_us}
+        slowest = max(phases, key=phases.__getitem__)
+        if slowest == "compute":
+            return f"compute: rank {int(self.compute_us_R.argmax())}"
+        phase, us_N = (
+            (self.cost.dispatch, self.dispatch_us_N) if slowest == "dispatch" else (self.cost.combine, self.combine_us_N)
+        )
+        return f"{slowest}: {phase.link_names[int(us_N.argmax())]}" if len(us_N) else f"{slowest}: start-up"
+
+
+def phase_us(phase: Phase, rows: dict[tuple[str, bool], FloatArray]) -> FloatArray:
+    """Return microseconds on each of a phase's N links, without start-up time."""
+    us_N = np.zeros(len(phase.link_names))
+    for leg in phase.legs:
+        us_N += rows[(leg.target, leg.distinct)].ravel() @ leg.us_XN
+    return us_N
+
+
+def layer_problem(workload: Workload, cost: StepCost, slots_R: IntArray, row: int) -> LayerProblem:
+    """Cut row `row` (0..L-1) of a workload out as a problem of its own."""
+    rows_CE = workload.rows_LCE[row]
+    tokens = None
+    if any(leg.distinct for leg in cost.dispatch.legs):
+        ids_PK = workload.tokens_LPK[row]
+        pairs_per_token = max((ids_PK >= 0).sum() / len(ids_PK), 1e-9)
+        tokens = TokenSample.of_ids(ids_PK, workload.num_experts, workload.token_class_P, rows_CE.sum(axis=1) / pairs_per_token)
+    load_E = workload.class_size_C @ rows_CE
+    return LayerProblem(
+        cost=cost,
+        rows_CE=rows_CE,
+        active_E=1.0 - np.exp(-load_E),  # Poisson: the step's count of a rare expert varies
+        class_size_C=workload.class_size_C,
+        class_domain_C=workload.class_domain_C,
+        domain_R=np.asarray(workload.cluster.domain_of_rank, dtype=np.int64),
+        slots_R=np.asarray(slots_R, dtype=np.int64),
+        tokens=tokens,
+    )

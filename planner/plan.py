@@ -1,0 +1,306 @@
+"""plan.json: the contract between the planner and the jobs that train and serve.
+
+    {"format": "epplan.plan", "version": 1,
+     "model": {...}, "cluster": {"name", "ranks": [{"rank", "host", "gpu", "domain"}, ...]}, "workload": {...},
+     "layers": [{"layer": 3, "slots": [[12, 5, 7], ...], "shares": {"12": [{"rank": 0, "share": [0.9, 0.1]}, ...]}}],
+     "exchange": "two-level", "predicted": {...}, "certificate": {...}, "provenance": {...}}
+
+`slots[rank]` lists logical experts in slot order; `shares` lists experts with unequal copies, one number per source
+domain; an expert that is not listed is shared equally over its copies.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from planner.model import MoEModel
+from planner.placement import Placement, check_placement, shares_of
+from planner.timing import Exchange
+from topologies import BadInput, Cluster
+from topologies.files import read_text, write_text
+
+FORMAT = "epplan.plan"
+VERSION = 1
+MAX_PLAN_BYTES = 512 * 2**20
+SCHEMA_FILE = Path(__file__).with_name("plan.schema.json")
+
+Count = Annotated[int, Field(ge=0)]
+Microseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PlanRank(_Strict):
+    """Where a rank of the plan sits."""
+
+    rank: Count
+    host: Count
+    gpu: Count
+    domain: Count
+
+
+class PlanCluster(_Strict):
+    """The cluster that the plan is for."""
+
+    name: str
+    ranks: tuple[PlanRank, ...] = Field(min_length=1)
+
+
+class PlanWorkload(_Strict):
+    """The step that the plan is made for."""
+
+    tokens_per_rank: float = Field(gt=0, allow_inf_nan=False)
+    slots_per_rank: tuple[Count, ...] = Field(min_length=1)
+    seed: int
+
+
+class Copy(_Strict):
+    """One copy of a replicated expert: its rank, and the share that it serves of each source domain."""
+
+    rank: Count
+    share: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(min_length=1)
+
+
+class PlanLayer(_Strict):
+    """Slots and shares of one layer; `layer` is its index in the model."""
+
+    layer: Count
+    slots: tuple[tuple[Count, ...], ...]
+    shares: dict[str, tuple[Copy, ...]] = {}
+
+
+class PredictedLayer(_Strict):
+    """Predicted cost of one layer."""
+
+    layer: Count
+    imbalance: float = Field(ge=1 - 1e-9, allow_inf_nan=False)
+    dispatch_us: Microseconds
+    compute_us: Microseconds
+    combine_us: Microseconds
+    layer_us: Microseconds
+    bottleneck: str
+
+
+class Predicted(_Strict):
+    """Predicted cost of the plan, and the profile that it was predicted with."""
+
+    total_us: Microseconds
+    memory_bytes_per_rank: Count
+    profile: str
+    profile_status: Literal["uncalibrated", "calibrated"]
+    layers: tuple[PredictedLayer, ...]
+
+
+class LayerCertificate(_Strict):
+    """Objective and proven lower bound of one layer, in microseconds (`time`) or as imbalance (`balance`)."""
+
+    layer: Count
+    objective: float = Field(ge=0, allow_inf_nan=False)
+    bound: float = Field(ge=0, allow_inf_nan=False)
+    gap: float = Field(ge=0, allow_inf_nan=False)
+
+
+class Certificate(_Strict):
+    """How good the plan is proven to be.
+
+    `gap` is objective / bound - 1 over the sum of layers. `proven` is true where the gap is at most `gap_target`; a
+    larger gap is still a valid statement about the bound, but does not prove the plan good. `objective_us` and
+    `bound_us` are null for the objective `balance`, whose layers carry imbalances.
+    """
+
+    objective: Literal["time", "balance"]
+    objective_us: Microseconds | None
+    bound_us: Microseconds | None
+    gap: float = Field(ge=0, allow_inf_nan=False)
+    gap_target: float = Field(ge=0, allow_inf_nan=False)
+    proven: bool
+    complete: bool
+    solver: str
+    seconds: float = Field(ge=0, allow_inf_nan=False)
+    layers: tuple[LayerCertificate, ...]
+
+
+class Provenance(_Strict):
+    """What made the plan: version, digests of the inputs, command line."""
+
+    epplan: str
+    inputs: dict[str, str]
+    command: str
+
+
+class Plan(_Strict):
+    """The whole of plan.json; build one by hand, or with `load_plan`."""
+
+    format: Literal["epplan.plan"]
+    version: Literal[1]
+    model: MoEModel
+    cluster: PlanCluster
+    workload: PlanWorkload
+    layers: tuple[PlanLayer, ...] = Field(min_length=1)
+    exchange: Exchange
+    predicted: Predicted
+    certificate: Certificate
+    provenance: Provenance
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        """Check what no field can check alone; the message names the field."""
+        ranks = [entry.rank for entry in self.cluster.ranks]
+        if ranks != list(range(len(ranks))):
+            raise ValueError(f"cluster.ranks: ranks are numbered {ranks[:4]}..., not 0 to {len(ranks) - 1} in order")
+        if len(self.workload.slots_per_rank) != len(ranks):
+            raise ValueError(f"workload.slots_per_rank: {len(self.workload.slots_per_rank)} entries for {len(ranks)} ranks")
+        numbers = [layer.layer for layer in self.layers]
+        if sorted(set(numbers)) != numbers:
+            raise ValueError(f"layers: layer numbers are not ascending or repeat: {numbers[:6]}")
+        if numbers[-1] >= self.model.num_layers:
+            raise ValueError(f"layers: layer {numbers[-1]} in a model of {self.model.num_layers} layers")
+        slots_R = np.array(self.workload.slots_per_rank)
+        for index in range(len(self.layers)):
+            check_placement(self.placement(index), slots_R, where=f"layers.{index}")
+        return self
+
+    @property
+    def num_ranks(self) -> int:
+        """R."""
+        return len(self.cluster.ranks)
+
+    @property
+    def num_domains(self) -> int:
+        """Domains that the ranks sit in."""
+        return max(entry.domain for entry in self.cluster.ranks) + 1
+
+    def placement(self, index: int) -> Placement:
+        """Return the placement of `layers[index]`; raises BadInput where its shape is wrong."""
+        entry, where = self.layers[index], f"layers.{index}"
+        if len(entry.slots) != self.num_ranks:
+            raise BadInput(f"{where}.slots: {len(entry.slots)} ranks, but cluster.ranks has {self.num_ranks}")
+        flat = [expert for row in entry.slots for expert in row]
+        if not flat or max(flat) >= self.model.experts:
+            raise BadInput(f"{where}.slots: expert {max(flat, default=-1)} is not in 0..{self.model.experts - 1}")
+        equal = Placement.equal_shares(entry.slots, self.model.experts, self.num_domains)
+        share_DS = equal.share_DS.copy()
+        slot_of = {pair: slot for slot, pair in enumerate(zip(equal.expert_S.tolist(), equal.rank_S.tolist(), strict=True))}
+        for expert, copies in entry.shares.items():
+            if not expert.isdecimal() or {copy.rank for copy in copies} != {rank for e, rank in slot_of if e == int(expert)}:
+                raise BadInput(f"{where}.shares: the ranks of expert {expert[:20]!r} are not those of its slots")
+            for copy in copies:
+                if len(copy.share) != self.num_domains:
+                    raise BadInput(f"{where}.shares.{expert}: {len(copy.share)} shares for {self.num_domains} domains")
+                share_DS[:, slot_of[int(expert), copy.rank]] = copy.share
+        return equal.with_shares(share_DS)
+
+    def placements(self) -> list[Placement]:
+        """Return the placement of every layer."""
+        return [self.placement(index) for index in range(len(self.layers))]
+
+    def check_cluster(self, cluster: Cluster) -> None:
+        """Refuse a cluster whose ranks do not sit where the plan's do."""
+        theirs = [(rank.host, rank.gpu, rank.domain) for rank in cluster.ranks]
+        ours = [(entry.host, entry.gpu, entry.domain) for entry in self.cluster.ranks]
+        if theirs != ours:
+            raise BadInput(
+                f"the plan is for {self.cluster.name} ({len(ours)} ranks), which does not match {cluster.name} "
+                f"({len(theirs)} ranks in {cluster.num_domains} domains)"
+            )
+
+    def to_json(self) -> str:
+        """Return the text of plan.json: one line a layer, numbers in full precision."""
+        document = self.model_dump(mode="json")
+        lines = [f"  {json.dumps(key)}: {_block(value)}" for key, value in document.items()]
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+    def save(self, path: str | Path) -> None:
+        """Write plan.json whole or not at all."""
+        write_text(path, self.to_json())
+
+
+def _block(value: Any) -> str:
+    if isinstance(value, list) and value:
+        return "[\n    " + ",\n    ".join(_compact(item) for item in value) + "\n  ]"
+    if isinstance(value, dict) and any(isinstance(item, list) for item in value.values()):
+        inner = (f"    {json.dumps(key)}: {_nested(item)}" for key, item in value.items())
+        return "{\n" + ",\n".join(inner) + "\n  }"
+    return _compact(value)
+
+
+def _nested(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "[\n      " + ",\n      ".join(_compact(item) for item in value) + "\n    ]"
+    return _compact(value)
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, separators=(", ", ": "))
+
+
+def plan_layer(layer: int, placement: Placement) -> PlanLayer:
+    """Return the entry of one layer; shares that are equal anyway are left out."""
+    shares = {}
+    for expert, copies in shares_of(placement).items():
+        equal = 1.0 / len(copies)
+        if any(np.abs(share_D - equal).max() > 1e-12 for _, share_D in copies):
+            shares[str(expert)] = tuple(Copy(rank=rank, share=tuple(map(float, share_D))) for rank, share_D in copies)
+    return PlanLayer(layer=layer, slots=tuple(tuple(row) for row in placement.slots()), shares=shares)
+
+
+def plan_cluster(cluster: Cluster) -> PlanCluster:
+    """Return what plan.json says of a cluster."""
+    ranks = (PlanRank(rank=r.rank, host=r.host, gpu=r.gpu, domain=r.domain) for r in cluster.ranks)
+    return PlanCluster(name=cluster.name, ranks=tuple(ranks))
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Read and check plan.json; raise BadInput that names the file, the field and what is wrong with it."""
+    text = read_text(path, limit_bytes=MAX_PLAN_BYTES)
+    try:
+        document = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except (json.JSONDecodeError, RecursionError, ValueError) as error:
+        raise BadInput(f"{path}: not a JSON document: {str(error)[:200]}") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        found = document.get("format") if isinstance(document, dict) else type(document).__name__
+        raise BadInput(f"{path}: format: not a plan (expected {FORMAT!r}, found {str(found)[:80]!r})")
+    if document.get("version") != VERSION:
+        raise BadInput(f"{path}: version: {str(document.get('version'))[:40]!r} is unknown; this epplan reads version {VERSION}")
+    try:
+        return Plan.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        got = "" if isinstance(first["input"], dict) else f" (got {str(first['input'])[:80]!r})"
+        message = first["msg"].removeprefix("Value error, ")
+        raise BadInput(f"{path}: {field + ': ' if field else ''}{message}{got if field else ''}") from error
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from error
+
+
+def _no_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice[:80]!r} stands twice in one object")
+    return document
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def schema_text() -> str:
+    """Return the JSON Schema of plan.json, as committed in plan.schema.json."""
+    return json.dumps(Plan.model_json_schema(), indent=2) + "\n"
+
+
+def finite_gap(objective: float, bound: float) -> float:
+    """Return objective / bound - 1, at least 0; a bound of zero proves nothing and counts as 1e9."""
+    return max(objective / bound - 1.0, 0.0) if bound > 0 and math.isfinite(objective) else 1e9

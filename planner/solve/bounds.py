@@ -1,0 +1,115 @@
+"""Lower bounds on the cost of every placement of a layer: what the gap in plan.json is measured against.
+
+The maximum over resources is at least any weighted mean of them, so for weights on the links of each phase and on the
+ranks every row has a price and every placement costs at least the sum of its cheapest prices:
+
+    T >= start-up + launch + sum over experts ( rows served at the best price that the number of copies allows )
+
+With one copy an expert serves one domain locally; each further copy saves at most what its own domain saves, so the
+best use of the spare slots is to sort the savings. A second bound follows from the pigeonholes: at rank load t an
+expert of load w needs ceil(w / t) slots.
+
+Shapes: C source classes, E experts, R ranks, D domains, N links, F families of alike links.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from planner.cost import Phase
+from planner.layer import LayerProblem
+from planner.placement import FloatArray
+
+
+def lower_bound(problem: LayerProblem) -> float:
+    """Return a proven lower bound on `layer_us` over every placement with these slots and any shares.
+
+    Where rows are counted by distinct target, a token sends at least its pairs there divided by the most pairs that it
+    can have there; the bound is valid and loose.
+    """
+    cost = problem.cost
+    fixed_us = cost.dispatch.alpha_us + cost.launch_us + cost.combine.alpha_us
+    packed_us = float(cost.row_us_R.min()) * _pigeonhole_load(problem)
+    best = packed_us
+    for dispatch_CR in _prices(problem, cost.dispatch):
+        for combine_CR in _prices(problem, cost.combine):
+            links_us = _priced_us(problem, dispatch_CR + combine_CR, compute=False)
+            best = max(best, links_us + packed_us, _priced_us(problem, dispatch_CR + combine_CR, compute=True))
+    return fixed_us + best
+
+
+def _prices(problem: LayerProblem, phase: Phase) -> list[FloatArray]:
+    """Return one price table [C, R] (microseconds of the phase per row) for each family of alike links."""
+    C, R = len(problem.class_size_C), problem.num_ranks
+    if not phase.link_names:
+        return [np.zeros((C, R))]
+    column_N = sum((np.asarray(leg.us_XN.sum(axis=0)).ravel() for leg in phase.legs), np.zeros(len(phase.link_names)))
+    count_N = sum((np.diff(leg.us_XN.tocsc().indptr) for leg in phase.legs), np.zeros(len(phase.link_names)))
+    keys = np.stack([np.round(column_N / column_N.max(), 9), count_N], axis=1)
+    _, family_N = np.unique(keys, axis=0, return_inverse=True)
+    tables = []
+    for family in range(int(family_N.max()) + 1):
+        weight_N = (family_N.ravel() == family) / (family_N.ravel() == family).sum()
+        table_CR = np.zeros((C, R))
+        for leg in phase.legs:
+            price_CT = (leg.us_XN @ weight_N).reshape(C, -1)
+            if leg.distinct:
+                price_CT = price_CT / _most_pairs_per_row(problem, leg.target)
+            table_CR += price_CT if leg.target == "rank" else price_CT[:, problem.domain_R]
+        tables.append(table_CR)
+    return tables
+
+
+def _most_pairs_per_row(problem: LayerProblem, target: str) -> float:
+    assert problem.tokens is not None
+    top_k = float(problem.tokens.expert_PE.sum(axis=1).max())
+    return min(top_k, float(problem.slots_R.max())) if target == "rank" else top_k
+
+
+def _priced_us(problem: LayerProblem, price_CR: FloatArray, *, compute: bool) -> float:
+    """Return the least total of prices over all placements: links, and with `compute` the mean rank's experts too."""
+    C, E, D = len(problem.class_size_C), problem.num_experts, problem.num_domains
+    inside_CR = problem.domain_R[None, :] == problem.class_domain_C[:, None]
+    local_C = np.where(inside_CR, price_CR, np.inf).min(axis=1)
+    remote_C = np.where(inside_CR, np.inf, price_CR).min(axis=1) if D > 1 else local_C
+    rows_CE = _linked_rows(problem)
+    saving_DE = np.zeros((D, E))
+    np.add.at(saving_DE, problem.class_domain_C, rows_CE * np.maximum(remote_C - local_C, 0.0)[:, None])
+    base_E = remote_C @ rows_CE if C else np.zeros(E)
+
+    slot_E = np.zeros(E)
+    if compute:  # weights on ranks that make every rank's row equally dear
+        weight_R = 1.0 / problem.cost.row_us_R
+        weight_R = weight_R / weight_R.sum()
+        base_E = base_E + problem.load_E * float((weight_R * problem.cost.row_us_R).min())
+        slot_E = problem.active_E * float((weight_R * problem.cost.slot_us_R).min())
+
+    sorted_DE = -np.sort(-saving_DE, axis=0)
+    spare = int(problem.slots_R.sum()) - E
+    extra = np.sort((sorted_DE[1:] - slot_E).ravel())[::-1][:spare]
+    return float((base_E - sorted_DE[0] + slot_E).sum() - np.maximum(extra, 0.0).sum())
+
+
+def _linked_rows(problem: LayerProblem) -> FloatArray:
+    """Return the pairs behind the rows on links: those of the sampled tokens where rows are counted over them."""
+    if problem.tokens is None:
+        return problem.rows_CE
+    tokens = problem.tokens
+    return np.stack([tokens.expert_PE.T @ tokens.weights_P(c) for c in range(len(problem.class_size_C))])
+
+
+def _pigeonhole_load(problem: LayerProblem) -> float:
+    """Return the least load of the most loaded rank that the slots allow, however the copies are shared."""
+    load_E, slots_R = problem.load_E, problem.slots_R
+    slots, R = int(slots_R.sum()), problem.num_ranks
+    low, high = float(load_E.sum()) / R, float(max(load_E.max(), load_E.sum() / R))
+    if np.ceil(load_E / max(low, np.finfo(float).tiny) - 1e-9).clip(1).sum() > slots:
+        for _ in range(60):  # bisection keeps `low` infeasible, so `low` is a bound
+            middle = (low + high) / 2
+            if np.ceil(load_E / middle - 1e-9).clip(1).sum() > slots:
+                low = middle
+            else:
+                high = middle
+    if slots == len(load_E) and slots_R.min() == slots_R.max():  # every rank is full: the heaviest expert has company
+        low = max(low, float(load_E.max() + np.sort(load_E)[: slots_R[0] - 1].sum()))
+    return low

@@ -1,0 +1,175 @@
+"""The search for one layer: starts, swaps, shares, neighbourhoods, bound.
+
+Deterministic for a seed unless a deadline cuts it short; at any moment the best placement so far is valid and no worse
+than any placement it was given to start from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.layer import LayerProblem
+from planner.placement import Placement, check_placement
+from planner.solve.bounds import lower_bound
+from planner.solve.placement_milp import PlacementModel
+from planner.solve.shares import best_shares
+from planner.solve.start import constructed
+from planner.solve.swaps import descend_by_swaps
+
+EXACT_PAIRS = 64  # experts x ranks up to which the exact model is tried first
+CLOSE_ENOUGH = 1e-4  # relative gap at which the search stops: load statistics are noisier than this
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How hard to search: counts, not seconds, so that the answer does not depend on the machine.
+
+    Attributes:
+        finalists: starts that the descent is run from.
+        swaps: steps of each descent.
+        share_rounds: linearisations of the shares where the cost is not linear.
+        neighbourhoods: mixed-integer sub-problems of the final polish.
+        neighbourhood_ranks: ranks freed in each.
+        nodes: branch-and-bound nodes of each.
+
+    """
+
+    finalists: int = 2
+    swaps: int = 40
+    share_rounds: int = 3
+    neighbourhoods: int = 4
+    neighbourhood_ranks: int = 3
+    nodes: int = 20
+
+
+@dataclass(frozen=True, eq=False)
+class LayerSolution:
+    """The best placement found, its objective, and a proven lower bound (both in the problem's unit)."""
+
+    placement: Placement
+    objective: float
+    bound: float
+    seconds: float
+
+    @property
+    def gap(self) -> float:
+        """Relative distance of the objective from the bound."""
+        return max(self.objective / self.bound - 1.0, 0.0) if self.bound > 0 else float("inf")
+
+
+def best_start(problem: LayerProblem, starts: Sequence[Placement]) -> tuple[Placement, float]:
+    """Return the cheapest of some placements after merging duplicate slots, and its cost."""
+    merged = [start.without_duplicates().without_idle_slots() for start in starts]
+    costs = [problem.evaluate(start).layer_us for start in merged]
+    best = int(np.argmin(costs))
+    return merged[best], costs[best]
+
+
+def solve_layer(
+    problem: LayerProblem,
+    starts: Sequence[Placement],
+    budget: Budget,
+    *,
+    seed: int = 0,
+    deadline: float | None = None,
+) -> LayerSolution:
+    """Search for the cheapest placement; `deadline` is a `time.monotonic()` moment after which it only wraps up."""
+    search = _Search(problem, budget, np.random.default_rng(seed), deadline)
+    search.run(starts)
+    check_placement(search.best, problem.slots_R, where="solution")
+    return LayerSolution(search.best, search.best_us, search.bound, time.monotonic() - search.started)
+
+
+class _Search:
+    """State of one search: the best placement so far, the bound, and what is left of the budget."""
+
+    def __init__(self, problem: LayerProblem, budget: Budget, rng: np.random.Generator, deadline: float | None) -> None:
+        self.problem, self.budget, self.rng, self.deadline = problem, budget, rng, deadline
+        self.started = time.monotonic()
+        self.bound = lower_bound(problem)
+        self.best: Placement
+        self.best_us = float("inf")
+
+    def run(self, starts: Sequence[Placement]) -> None:
+        """Run the whole search."""
+        self.best, self.best_us = best_start(self.problem, starts)
+        if self._done():
+            return
+        if self.problem.num_experts * self.problem.num_ranks <= EXACT_PAIRS and self._linear:
+            self._solve_exactly()
+        pool = [start.without_duplicates() for start in starts] + self._constructions()
+        shared = []
+        for start in pool:
+            if self._done():
+                return
+            shared.append(self._keep(best_shares(self.problem, start, self.budget.share_rounds)))
+        shared.sort(key=lambda entry: entry[1])
+        for placement, _ in shared[: self.budget.finalists]:
+            if self._done():
+                return
+            swapped = descend_by_swaps(self.problem, placement, self.budget.swaps, self.deadline)
+            self._keep(best_shares(self.problem, swapped, self.budget.share_rounds))
+        self._polish()
+
+    @property
+    def _linear(self) -> bool:
+        return not any(leg.distinct for leg in self.problem.cost.dispatch.legs)
+
+    def _done(self) -> bool:
+        late = self.deadline is not None and time.monotonic() >= self.deadline
+        return late or self.best_us <= self.bound * (1 + CLOSE_ENOUGH)
+
+    def _keep(self, placement: Placement) -> tuple[Placement, float]:
+        cost_us = self.problem.evaluate(placement).layer_us
+        if cost_us < self.best_us:
+            self.best, self.best_us = placement, cost_us
+        return placement, cost_us
+
+    def _constructions(self) -> list[Placement]:
+        spare = int(self.problem.slots_R.sum()) - self.problem.num_experts
+        amounts = sorted({spare, spare // 2, 0}, reverse=True)
+        localities = (True, False) if self.problem.num_domains > 1 else (False,)
+        return [constructed(self.problem, amount, local=local) for amount in amounts for local in localities]
+
+    def _solve_exactly(self) -> None:
+        model = PlacementModel(self.problem, range(self.problem.num_ranks), self.best)
+        model.build()
+        result = model.solve(time_limit_s=self._seconds_left())
+        if result.has_solution:
+            self._keep(model.placement(result))
+        fixed_us = self.problem.cost.dispatch.alpha_us + self.problem.cost.launch_us + self.problem.cost.combine.alpha_us
+        self.bound = max(self.bound, min(result.bound + fixed_us, self.best_us))
+
+    def _polish(self) -> None:
+        """Free a few ranks at a time and solve them exactly, while that pays."""
+        if not self._linear:
+            return
+        for _ in range(self.budget.neighbourhoods):
+            if self._done():
+                return
+            model = PlacementModel(self.problem, self._neighbourhood(), self.best, self._newcomers())
+            model.build()
+            result = model.solve(max_nodes=self.budget.nodes, time_limit_s=self._seconds_left(), relative_gap=CLOSE_ENOUGH)
+            if result.has_solution:
+                trial = model.placement(result)
+                self._keep(best_shares(self.problem, trial))
+
+    def _seconds_left(self) -> float | None:
+        return None if self.deadline is None else max(self.deadline - time.monotonic(), 0.1)
+
+    def _neighbourhood(self) -> list[int]:
+        """Return ranks to free: the busiest, the idlest, and others at random."""
+        compute_us_R = self.problem.evaluate(self.best).compute_us_R
+        order = np.argsort(-compute_us_R, kind="stable")
+        count = min(self.budget.neighbourhood_ranks, len(order))
+        ranks = [int(order[0]), int(order[-1])][:count]
+        others = [int(rank) for rank in order if int(rank) not in ranks]
+        return ranks + [int(rank) for rank in self.rng.choice(others, size=min(count - len(ranks), len(others)), replace=False)] if others else ranks
+
+    def _newcomers(self) -> list[int]:
+        """Return a few of the hottest experts, which may gain a replica on the freed ranks."""
+        return [int(e) for e in np.argsort(-self.problem.load_E, kind="stable")[:4]]

@@ -1,0 +1,176 @@
+"""All layers of a workload: choose the exchange, solve every layer in parallel, keep the best so far on Ctrl-C."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import joblib
+
+from planner.baselines import BASELINES, baseline
+from planner.cost import StepCost, step_cost
+from planner.layer import LayerProblem, layer_problem
+from planner.placement import IntArray, Placement
+from planner.solve.bounds import lower_bound
+from planner.solve.milp import solver_name
+from planner.solve.one_layer import Budget, LayerSolution, best_start, solve_layer
+from planner.timing import EXCHANGES, Exchange, TimingProfile
+from planner.workload import Workload
+from topologies import Infeasible
+
+Objective = Literal["time", "balance"]
+OBJECTIVES: tuple[Objective, ...] = ("time", "balance")
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """Placements of all layers and how good they are proven to be.
+
+    Attributes:
+        exchange: the exchange algorithm that the placements are made for.
+        layers: one solution a layer; objective and bound in microseconds (`time`) or as imbalance (`balance`).
+        baselines: what people use today on the same workload and slots, for comparison.
+        complete: False where the search was interrupted and some layers hold their best start.
+        seconds: wall-clock time of the whole search.
+        solver: what searched, with versions.
+
+    """
+
+    objective: Objective
+    exchange: Exchange
+    layers: tuple[LayerSolution, ...]
+    baselines: Mapping[str, list[Placement]]
+    complete: bool
+    seconds: float
+    solver: str
+
+    @property
+    def placements(self) -> list[Placement]:
+        """Return the placement of every layer."""
+        return [layer.placement for layer in self.layers]
+
+
+def solve(
+    workload: Workload,
+    profile: TimingProfile,
+    slots_R: IntArray,
+    *,
+    objective: Objective = "time",
+    exchange: Exchange | Literal["auto"] = "auto",
+    time_limit_s: float | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    budget: Budget | None = None,
+    on_layer: Callable[[int], None] = lambda _: None,
+) -> Solution:
+    """Place every layer at the least predicted cost; never worse, layer by layer, than the best baseline.
+
+    Without a time limit the answer is the same for the same inputs and seed, whatever the number of workers. With one,
+    each layer gets its part of it; at 0 the answer is the best baseline, duplicate replicas merged. Ctrl-C ends the
+    search early and returns the best so far (`complete` is then False). `on_layer` is called with the number of
+    layers done. Raises Infeasible where no baseline fits the slots.
+    """
+    started = time.monotonic()
+    baselines = _baselines(workload, slots_R)
+    costs = {name: step_cost(workload, profile, name) for name in _candidates(exchange, objective)}
+    chosen = min(costs, key=lambda name: _start_us(workload, costs[name], slots_R, baselines)) if len(costs) > 1 else next(iter(costs))
+    problems = [layer_problem(workload, costs[chosen], slots_R, row) for row in range(workload.num_layers)]
+    if objective == "balance":
+        problems = [problem.for_balance() for problem in problems]
+    starts = [list(row) for row in zip(*baselines.values(), strict=True)]
+
+    solutions: list[LayerSolution | None] = [None] * len(problems)
+    complete = True
+    if time_limit_s is None or time_limit_s > 0:
+        jobs = _layer_jobs(problems, starts, budget or Budget(), seed, time_limit_s, started, _workers(workers))
+        complete = _collect(jobs, solutions, on_layer)
+    finished = [done or _unsearched(problems[row], starts[row]) for row, done in enumerate(solutions)]
+    return Solution(
+        objective, chosen, tuple(finished), baselines, complete, time.monotonic() - started, solver_name()
+    )
+
+
+def _baselines(workload: Workload, slots_R: IntArray) -> dict[str, list[Placement]]:
+    """Return the placements of every baseline that fits the slots."""
+    placements, reasons = {}, []
+    for name in BASELINES:
+        try:
+            placements[name] = baseline(name, workload, slots_R)
+        except Infeasible as error:
+            reasons.append(str(error))
+    if not placements:
+        raise Infeasible(reasons[0])
+    return placements
+
+
+def _candidates(exchange: Exchange | Literal["auto"], objective: Objective) -> tuple[Exchange, ...]:
+    if exchange != "auto":
+        return (exchange,)
+    return EXCHANGES if objective == "time" else ("pairwise",)
+
+
+def _start_us(workload: Workload, cost: StepCost, slots_R: IntArray, baselines: Mapping[str, list[Placement]]) -> float:
+    """Return the total of the best baseline of each layer under one exchange, the yardstick for choosing it.
+
+    The search starts from these, so the chosen exchange is never worse than any baseline under its own best exchange.
+    """
+    total = 0.0
+    for row in range(workload.num_layers):
+        problem = layer_problem(workload, cost, slots_R, row)
+        total += min(problem.evaluate(placements[row]).layer_us for placements in baselines.values())
+    return total
+
+
+def _workers(workers: int | None) -> int:
+    return workers if workers is not None else joblib.cpu_count()
+
+
+def _layer_jobs(
+    problems: list[LayerProblem],
+    starts: list[list[Placement]],
+    budget: Budget,
+    seed: int,
+    time_limit_s: float | None,
+    started: float,
+    workers: int,
+) -> Iterator[tuple[int, LayerSolution]]:
+    """Yield (row, solution) as layers are done; each layer may use its part of the time that is left."""
+    share_s = None
+    if time_limit_s is not None:
+        share_s = max(time_limit_s - (time.monotonic() - started), 0.0) * min(workers, len(problems)) / len(problems)
+    calls = (
+        joblib.delayed(_one_layer)(row, problem, starts[row], budget, seed + row, share_s)
+        for row, problem in enumerate(problems)
+    )
+    parallel = joblib.Parallel(n_jobs=min(workers, len(problems)), return_as="generator_unordered", batch_size=1)
+    jobs: Iterator[tuple[int, LayerSolution]] = parallel(calls)
+    return jobs
+
+
+def _one_layer(
+    row: int, problem: LayerProblem, starts: list[Placement], budget: Budget, seed: int, share_s: float | None
+) -> tuple[int, LayerSolution]:
+    deadline = None if share_s is None else time.monotonic() + share_s
+    return row, solve_layer(problem, starts, budget, seed=seed, deadline=deadline)
+
+
+def _collect(
+    jobs: Iterator[tuple[int, LayerSolution]], solutions: list[LayerSolution | None], on_layer: Callable[[int], None]
+) -> bool:
+    """Fill in solutions as they come; return False where Ctrl-C cut the search short."""
+    try:
+        for done, (row, solution) in enumerate(jobs, start=1):
+            solutions[row] = solution
+            on_layer(done)
+    except KeyboardInterrupt:
+        return False
+    return True
+
+
+def _unsearched(problem: LayerProblem, starts: list[Placement]) -> LayerSolution:
+    """Return the best start of a layer that was not searched."""
+    started = time.monotonic()
+    placement, cost = best_start(problem, starts)
+    return LayerSolution(placement, cost, lower_bound(problem), time.monotonic() - started)

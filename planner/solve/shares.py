@@ -1,0 +1,160 @@
+"""The best shares for slots that stand still: which copy of an expert serves which source domain.
+
+Shapes: C source classes, D source domains, R ranks, M slots of replicated experts, Q share groups, N links.
+
+For `pairwise` the time is linear in the shares and the answer is the optimum (an LP). For `dedup` and `two-level` the
+rows are multilinear; the LP is built from their gradient at the current shares and its answer is kept only where the
+true cost falls (sequential linear programming with halved steps).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.optimize import linprog
+
+from planner.cost import Leg, Phase
+from planner.layer import LayerProblem
+from planner.placement import FloatArray, IntArray, Placement
+from planner.wire import DistinctRows, pair_rows_CR
+
+MIN_GAIN = 1e-7  # a relative gain below this is rounding
+STEP_HALVINGS = 3
+
+
+def best_shares(problem: LayerProblem, placement: Placement, rounds: int = 1) -> Placement:
+    """Return the placement with shares that minimise its cost; never worse than the shares it came with.
+
+    `rounds` limits the linearisations where the cost is not linear; one suffices for `pairwise` and for balance.
+    Slots that end up serving nobody are dropped.
+    """
+    placement = placement.without_duplicates()
+    best_us = problem.evaluate(placement).layer_us
+    linear = not any(leg.distinct for leg in problem.cost.dispatch.legs)
+    for _ in range(1 if linear else rounds):
+        target = _linear_optimum(problem, placement)
+        if target is None:
+            break
+        step = 1.0
+        for _ in range(1 if linear else STEP_HALVINGS):
+            trial = placement.with_shares(placement.share_DS + step * (target - placement.share_DS))
+            trial_us = problem.evaluate(trial).layer_us
+            if trial_us < best_us * (1 - MIN_GAIN):
+                break
+            step /= 2
+        else:
+            break
+        placement, best_us = trial, trial_us
+    return placement.without_idle_slots()
+
+
+def _linear_optimum(problem: LayerProblem, placement: Placement) -> FloatArray | None:
+    """Return optimal share_DS of the problem linearised at the placement, or None where nothing can be shared."""
+    slot_M = np.flatnonzero(placement.copies_E[placement.expert_S] > 1)
+    if slot_M.size == 0:
+        return None
+    group_D = _share_groups(problem)
+    gradient = _Gradient(problem, placement, slot_M, group_D)
+    model = [gradient.of_phase(problem.cost.dispatch), gradient.of_compute(), gradient.of_phase(problem.cost.combine)]
+    Q, M = int(group_D.max()) + 1, len(slot_M)
+    num_shares = Q * M
+
+    blocks, bounds = [], []
+    for phase, (us_NY, base_N) in enumerate(model):
+        time_N3 = sp.csr_array((np.full(len(base_N), -1.0), (np.arange(len(base_N)), np.full(len(base_N), phase))), shape=(len(base_N), 3))
+        blocks.append(sp.hstack([us_NY, time_N3]))
+        bounds.append(-base_N)
+    experts, expert_M = np.unique(placement.expert_S[slot_M], return_inverse=True)
+    row_Y = (np.arange(Q)[:, None] * len(experts) + expert_M[None, :]).ravel()
+    sums = sp.csr_array((np.ones(num_shares), (row_Y, np.arange(num_shares))), shape=(Q * len(experts), num_shares + 3))
+    result = linprog(
+        c=np.concatenate([np.zeros(num_shares), np.ones(3)]),
+        A_ub=sp.vstack(blocks).tocsr(),
+        b_ub=np.concatenate(bounds),
+        A_eq=sums,
+        b_eq=np.ones(Q * len(experts)),
+        bounds=[(0.0, 1.0)] * num_shares + [(0.0, None)] * 3,
+        method="highs",
+    )
+    if result.x is None:
+        return None
+    share_DS = placement.share_DS.copy()
+    share_DS[:, slot_M] = _clean(result.x[:num_shares].reshape(Q, M), expert_M)[group_D]
+    return share_DS
+
+
+def _share_groups(problem: LayerProblem) -> IntArray:
+    """Return the group of each source domain; without links to cross, all domains may as well share alike."""
+    if problem.cost.dispatch.legs:
+        return np.arange(problem.num_domains)
+    return np.zeros(problem.num_domains, dtype=np.int64)
+
+
+def _clean(share_QM: FloatArray, expert_M: IntArray) -> FloatArray:
+    """Clear the solver's tolerances: no negative share, every sum exactly one."""
+    share_QM = np.where(share_QM < 1e-9, 0.0, share_QM)
+    total_QX = np.zeros((len(share_QM), int(expert_M.max()) + 1))
+    np.add.at(total_QX, (slice(None), expert_M), share_QM)
+    return share_QM / total_QX[:, expert_M]
+
+
+@dataclass(frozen=True, eq=False)
+class _Gradient:
+    """How every resource's time depends on every share: time_N = base_N + us_NY @ share_Y, with Y = (group, slot)."""
+
+    problem: LayerProblem
+    placement: Placement
+    slot_M: IntArray
+    group_D: IntArray
+
+    def of_phase(self, phase: Phase) -> tuple[sp.csr_array, FloatArray]:
+        """Return (us_NY, base_N) of a communication phase."""
+        Y = (int(self.group_D.max()) + 1) * len(self.slot_M)
+        us_NY = sp.csr_array((len(phase.link_names), Y))
+        base_N = np.zeros(len(phase.link_names))
+        for leg in phase.legs:
+            rows_X, gradient_CET = self._rows(leg)
+            slope_YX = self._slope(leg, gradient_CET)
+            us_NY = us_NY + (slope_YX @ leg.us_XN).T
+            base_N = base_N + (rows_X - self._now_Y @ slope_YX) @ leg.us_XN
+        return sp.csr_array(us_NY), base_N
+
+    def of_compute(self) -> tuple[sp.csr_array, FloatArray]:
+        """Return (us_RY, base_R) of the ranks' experts."""
+        problem, placement = self.problem, self.placement
+        Q, M = int(self.group_D.max()) + 1, len(self.slot_M)
+        class_group_C = self.group_D[problem.class_domain_C]
+        load_QE = np.zeros((Q, problem.num_experts))
+        np.add.at(load_QE, class_group_C, problem.rows_CE * problem.class_size_C[:, None])
+        rank_M = placement.rank_S[self.slot_M]
+        us_QM = load_QE[:, placement.expert_S[self.slot_M]] * problem.cost.row_us_R[rank_M]
+        us_RY = sp.csr_array((us_QM.ravel(), (np.tile(rank_M, Q), np.arange(Q * M))), shape=(problem.num_ranks, Q * M))
+        return us_RY, problem.evaluate(placement).compute_us_R - us_RY @ self._now_Y
+
+    @property
+    def _now_Y(self) -> FloatArray:
+        first_Q = np.unique(self.group_D, return_index=True)[1]
+        return self.placement.share_DS[first_Q][:, self.slot_M].ravel()
+
+    def _rows(self, leg: Leg) -> tuple[FloatArray, FloatArray | None]:
+        problem = self.problem
+        if not leg.distinct:
+            return pair_rows_CR(problem.rows_CE, problem.class_domain_C, self.placement).ravel(), None
+        counted: DistinctRows = problem.distinct_rows(self.placement)[leg.target]
+        return counted.rows_CT().ravel(), counted.gradient_CET()
+
+    def _slope(self, leg: Leg, gradient_CET: FloatArray | None) -> sp.csr_array:
+        """Return d rows_X / d share_Y, X = (class, target)."""
+        problem, placement = self.problem, self.placement
+        C, M = len(problem.class_size_C), len(self.slot_M)
+        expert_M, rank_M = placement.expert_S[self.slot_M], placement.rank_S[self.slot_M]
+        target_M = rank_M if leg.target == "rank" else problem.domain_R[rank_M]
+        num_targets = problem.num_ranks if leg.target == "rank" else problem.num_domains
+        slope_CM = problem.rows_CE[:, expert_M] if gradient_CET is None else gradient_CET[:, expert_M, target_M]
+        group_C = self.group_D[problem.class_domain_C]
+        row_CM = group_C[:, None] * M + np.arange(M)[None, :]
+        column_CM = np.arange(C)[:, None] * num_targets + target_M[None, :]
+        Y = (int(self.group_D.max()) + 1) * M
+        return sp.csr_array((slope_CM.ravel(), (row_CM.ravel(), column_CM.ravel())), shape=(Y, C * num_targets))

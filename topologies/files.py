@@ -1,0 +1,63 @@
+"""Reading untrusted files within limits, and writing files whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from topologies.errors import BadInput
+
+MAX_TEXT_BYTES = 64 * 2**20
+
+
+def read_bytes(path: str | Path, *, limit_bytes: int = MAX_TEXT_BYTES) -> bytes:
+    """Return the content of a file; raise BadInput if it is missing, not a file, unreadable or over the limit."""
+    path = Path(path)
+    try:
+        if not path.is_file():
+            raise BadInput(f"{path}: {'is a directory, not a file' if path.is_dir() else 'no such file'}")
+        size = path.stat().st_size
+        if size > limit_bytes:
+            raise BadInput(f"{path}: {size} bytes, over the limit of {limit_bytes} bytes for this kind of file")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+        raise BadInput(f"{path}: cannot be read: {error}") from error
+
+
+def read_text(path: str | Path, *, limit_bytes: int = MAX_TEXT_BYTES) -> str:
+    """Return the content of a UTF-8 text file; raise BadInput as `read_bytes` does, and on other encodings."""
+    try:
+        return read_bytes(path, limit_bytes=limit_bytes).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not UTF-8 text (byte {error.start} is 0x{error.object[error.start]:02x})") from error
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file whole or not at all: into a temporary file beside it, then renamed over it.
+
+    A link is followed, and what is no regular file (a pipe, /dev/stdout) is written to, never replaced.
+    """
+    path = Path(path).resolve() if Path(path).is_symlink() else Path(path)
+    try:
+        if path.is_dir():
+            raise BadInput(f"{path}: is a directory; name a file to write")
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+            return
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be written: {error.strerror}") from error
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes files private; a plan is shared like any other output
+        Path(temporary).replace(path)
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True)
+        raise BadInput(f"{path}: cannot be written: {error.strerror}") from error
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
