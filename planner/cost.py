@@ -87,7 +87,7 @@ def step_cost(workload: Workload, profile: TimingProfile, exchange: Exchange, po
             for hop in hops
         ]
         names = tuple(f"{link.kind} {link.source} -> {link.target}" for link in cluster.links)
-        return _without_idle_links(Phase(alpha_us(regime, exchange, cluster.num_domains), tuple(legs), names))
+        return without_idle_links(Phase(alpha_us(regime, exchange, cluster.num_domains), tuple(legs), names))
 
     slot_us_R, row_us_R = _compute_us(workload, profile)
     return StepCost(
@@ -169,7 +169,7 @@ def _compute_us(workload: Workload, profile: TimingProfile) -> tuple[FloatArray,
     return np.array(slot_us), np.array(row_us)
 
 
-def _without_idle_links(phase: Phase) -> Phase:
+def without_idle_links(phase: Phase) -> Phase:
     """Drop links that no row crosses, and links that always carry the same rows as a slower one."""
     stacked = sp.csc_array(sp.vstack([leg.us_XN for leg in phase.legs]))
     stacked.sort_indices()

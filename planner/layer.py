@@ -5,6 +5,7 @@ Shapes: C source classes, E experts, R ranks, D domains, S slots, N resources of
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -78,7 +79,8 @@ class LayerProblem:
     def evaluate(self, placement: Placement) -> LayerCost:
         """Price a placement."""
         pairs_CR = pair_rows_CR(self.rows_CE, self.class_domain_C, placement)
-        rows = self._rows_of_legs(placement, pairs_CR)
+        counted = self._distinct_rows(placement)
+        rows = {("rank", False): pairs_CR} | {(target, True): count.rows_CT() for target, count in counted.items()}
         load_R = self.class_size_C @ pairs_CR
         slot_S = self.active_E[placement.expert_S] * (placement.share_DS.max(axis=0) > 0)
         active_R = np.bincount(placement.rank_S, weights=slot_S, minlength=self.num_ranks)
@@ -89,37 +91,44 @@ class LayerProblem:
             dispatch_us_N=phase_us(self.cost.dispatch, rows),
             compute_us_R=compute_us_R,
             combine_us_N=phase_us(self.cost.combine, rows),
+            counted=counted,
         )
 
-    def distinct_rows(self, placement: Placement) -> dict[str, DistinctRows]:
+    def _distinct_rows(self, placement: Placement) -> dict[str, DistinctRows]:
         """Return the distinct-row counts of each target that the exchange uses; empty for pairwise."""
         targets = {leg.target for leg in self.cost.dispatch.legs if leg.distinct}
         if not targets:
             return {}
         assert self.tokens is not None, "an exchange that counts distinct targets needs sampled tokens"
-        mass_DER = placement.mass_DER()
-        mass = {"rank": mass_DER}
-        if "domain" in targets:
-            D = self.num_domains
-            mass["domain"] = (mass_DER.reshape(-1, self.num_ranks) @ self.domain_RD).reshape(D, -1, D)
-        return {target: DistinctRows(self.tokens, self.class_domain_C, mass[target]) for target in sorted(targets)}
-
-    def _rows_of_legs(self, placement: Placement, pairs_CR: FloatArray) -> dict[tuple[str, bool], FloatArray]:
-        rows: dict[tuple[str, bool], FloatArray] = {("rank", False): pairs_CR}
-        for target, distinct in self.distinct_rows(placement).items():
-            rows[(target, True)] = distinct.rows_CT()
-        return rows
+        target_of = {
+            "rank": (np.arange(self.num_ranks), self.num_ranks),
+            "domain": (self.domain_R, self.num_domains),
+        }
+        return {
+            target: DistinctRows(self.tokens, self.class_domain_C, placement, *target_of[target])
+            for target in sorted(targets)
+        }
 
 
 @dataclass(frozen=True, eq=False)
 class LayerCost:
-    """What one layer costs under one placement, resource by resource."""
+    """What one layer costs under one placement, resource by resource.
+
+    Attributes:
+        cost: the price list.
+        load_R: token-expert pairs on each rank.
+        dispatch_us_N, combine_us_N: microseconds on each link, without start-up.
+        compute_us_R: microseconds on each rank, without launch.
+        counted: the rows by distinct target behind it, for each target that the exchange counts so.
+
+    """
 
     cost: StepCost
     load_R: FloatArray
     dispatch_us_N: FloatArray
     compute_us_R: FloatArray
     combine_us_N: FloatArray
+    counted: Mapping[str, DistinctRows]
 
     @property
     def imbalance(self) -> float:

@@ -73,46 +73,64 @@ class DistinctRows:
 
     The expected number of targets visited is multilinear in the shares, so the gradient of one share is exact as
     long as the others stand still: it serves as the price of moving, adding or dropping a copy.
+
+    A token visits few targets, so its chances are kept sparse. Most placements treat many source domains alike: the U
+    distinct rows of shares are worked out once, side by side in one matrix with a column for each (u, target).
     """
 
-    def __init__(self, tokens: TokenSample, class_domain_C: IntArray, mass_DET: FloatArray) -> None:
-        """Store the inputs; `mass_DET` is the share of expert e that source domain d sends to target t."""
-        self._tokens = tokens
-        self._class_domain_C = class_domain_C
-        # most placements treat all source domains alike: each distinct row of shares is worked out once
-        flat_DX = mass_DET.reshape(len(mass_DET), -1)
-        first_of_D = np.array([next(i for i in range(d + 1) if np.array_equal(flat_DX[i], flat_DX[d])) for d in range(len(flat_DX))])
-        self._alike_D = first_of_D
-        self._log_miss = {
-            int(d): np.maximum(np.log1p(-np.minimum(mass_DET[d], 1 - 1e-16)), LOG_MISS_FLOOR) for d in np.unique(first_of_D)
-        }
-        self._miss_PT = {d: np.exp(tokens.expert_PE @ log_miss_ET) for d, log_miss_ET in self._log_miss.items()}
+    def __init__(
+        self,
+        tokens: TokenSample,
+        class_domain_C: IntArray,
+        placement: Placement,
+        target_R: IntArray,
+        num_targets: int,
+    ) -> None:
+        """Work out each token's chance to miss each target; `target_R` is the target (rank or domain) of each rank."""
+        self._tokens, self._num_targets = tokens, num_targets
+        seen: dict[bytes, int] = {}
+        alike_D = np.array([seen.setdefault(share_S.tobytes(), len(seen)) for share_S in placement.share_DS])
+        self._alike_C = alike_D[class_domain_C]
+        share_US = placement.share_DS[[int(np.argmax(alike_D == u)) for u in range(len(seen))]]
+        target_S = target_R[placement.rank_S]
+        column_US = np.arange(len(seen))[:, None] * num_targets + target_S[None, :]
+        expert_US = np.broadcast_to(placement.expert_S, column_US.shape)
+        shape = (placement.num_experts, len(seen) * num_targets)
+        mass_EX = sp.csr_array((share_US.ravel(), (expert_US.ravel(), column_US.ravel())), shape=shape)
+        mass_EX.sum_duplicates()
+        log_miss = np.maximum(np.log1p(-np.minimum(mass_EX.data, 1 - 1e-16)), LOG_MISS_FLOOR)
+        self._log_miss_EX = sp.csr_array((log_miss, mass_EX.indices, mass_EX.indptr), shape=shape)
+        self._log_miss_PX = sp.csr_array(tokens.expert_PE @ self._log_miss_EX)
 
     def rows_CT(self) -> FloatArray:
         """Return the rows from one rank of each class to each target, own domain or rank included."""
-        tokens = self._tokens
+        tokens, log_miss_PX = self._tokens, self._log_miss_PX
+        hit_X = -np.expm1(log_miss_PX.data)
         if tokens.class_P is None:
-            mean_T = {d: 1.0 - miss_PT.mean(axis=0) for d, miss_PT in self._miss_PT.items()}
-            return np.stack([tokens.tokens_C[c] * mean_T[d] for c, d in enumerate(self._alike_of_class())])
-        return np.stack(
-            [tokens.weights_P(c) @ (1.0 - self._miss_PT[d]) for c, d in enumerate(self._alike_of_class())]
-        )
+            mean_UT = self._by_alike(np.bincount(log_miss_PX.indices, hit_X, log_miss_PX.shape[1]) / log_miss_PX.shape[0])
+            return tokens.tokens_C[:, None] * mean_UT[self._alike_C]
+        hit_PX = sp.csr_array((hit_X, log_miss_PX.indices, log_miss_PX.indptr), shape=log_miss_PX.shape)
+        rows = [self._by_alike(tokens.weights_P(c) @ hit_PX)[u] for c, u in enumerate(self._alike_C)]
+        return np.stack(rows)
 
     def gradient_CET(self) -> FloatArray:
         """Return d rows[c, t] / d mass[domain of c, e, t]: rows that the expert alone brings to the target."""
-        tokens = self._tokens
-        expert_EP = tokens.expert_PE.T.tocsr()
-        per_token: dict[int, FloatArray] = {}
-        gradient = []
-        for c, d in enumerate(self._alike_of_class()):
-            if tokens.class_P is not None:
-                alone_ET = expert_EP @ (self._miss_PT[d] * tokens.weights_P(c)[:, None])
-                gradient.append(alone_ET * np.exp(-self._log_miss[d]))
-                continue
-            if d not in per_token:
-                per_token[d] = (expert_EP @ self._miss_PT[d]) * np.exp(-self._log_miss[d]) / tokens.expert_PE.shape[0]
-            gradient.append(per_token[d] * tokens.tokens_C[c])
-        return np.stack(gradient)
+        tokens, log_miss_PX = self._tokens, self._log_miss_PX
+        miss_PX = np.ones(log_miss_PX.shape)
+        token_N = np.repeat(np.arange(log_miss_PX.shape[0]), np.diff(log_miss_PX.indptr))
+        miss_PX[token_N, log_miss_PX.indices] = np.exp(log_miss_PX.data)
+        own_EX = np.exp(-self._log_miss_EX.toarray())  # an expert's own chance to miss is taken out again
+        expert_EP = tokens.expert_PE.T
+        if tokens.class_P is None:
+            alone_UET = self._by_alike((expert_EP @ miss_PX) * own_EX / miss_PX.shape[0])
+            return tokens.tokens_C[:, None, None] * alone_UET[self._alike_C]
+        alone = []
+        for c, u in enumerate(self._alike_C):
+            span = slice(u * self._num_targets, (u + 1) * self._num_targets)
+            alone.append((expert_EP @ (miss_PX[:, span] * tokens.weights_P(c)[:, None])) * own_EX[:, span])
+        return np.stack(alone)
 
-    def _alike_of_class(self) -> list[int]:
-        return [int(self._alike_D[d]) for d in self._class_domain_C]
+    def _by_alike(self, value_X: FloatArray) -> FloatArray:
+        """Split the last axis (u, target) and bring u to the front."""
+        split = value_X.reshape(*value_X.shape[:-1], -1, self._num_targets)
+        return np.moveaxis(split, -2, 0)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.layer import LayerProblem
-from planner.placement import Placement, check_placement
+from planner.placement import IntArray, Placement, check_placement
 from planner.solve.bounds import lower_bound
+from planner.solve.domains import has_domain_traffic, improve_domains
 from planner.solve.placement_milp import PlacementModel
 from planner.solve.shares import best_shares
 from planner.solve.start import constructed
@@ -30,7 +31,8 @@ class Budget:
 
     Attributes:
         finalists: starts that the descent is run from.
-        swaps: steps of each descent.
+        domain_swaps: steps of the descent between domains.
+        swaps: steps of the descent between ranks.
         share_rounds: linearisations of the shares where the cost is not linear.
         neighbourhoods: mixed-integer sub-problems of the final polish.
         neighbourhood_ranks: ranks freed in each.
@@ -38,12 +40,17 @@ class Budget:
 
     """
 
-    finalists: int = 2
-    swaps: int = 40
+    finalists: int = 1
+    domain_swaps: int = 200
+    swaps: int = 60
     share_rounds: int = 3
-    neighbourhoods: int = 4
+    neighbourhoods: int = 2
     neighbourhood_ranks: int = 3
     nodes: int = 20
+
+
+# for searches that a deadline ends: every start in turn, then neighbourhoods until the time is up
+UNTIL_DEADLINE = Budget(finalists=1000, domain_swaps=1000, swaps=1000, neighbourhoods=100_000)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,19 +108,25 @@ class _Search:
             return
         if self.problem.num_experts * self.problem.num_ranks <= EXACT_PAIRS and self._linear:
             self._solve_exactly()
-        pool = [start.without_duplicates() for start in starts] + self._constructions()
-        shared = []
-        for start in pool:
+        pool = [start.without_duplicates() for start in starts]
+        pool += self._constructions(pool)
+        pool.sort(key=lambda placement: self.problem.evaluate(placement).layer_us)
+        for start in pool[: self.budget.finalists]:
             if self._done():
                 return
-            shared.append(self._keep(best_shares(self.problem, start, self.budget.share_rounds)))
-        shared.sort(key=lambda entry: entry[1])
-        for placement, _ in shared[: self.budget.finalists]:
-            if self._done():
-                return
-            swapped = descend_by_swaps(self.problem, placement, self.budget.swaps, self.deadline)
-            self._keep(best_shares(self.problem, swapped, self.budget.share_rounds))
+            self._improve(start)
         self._polish()
+
+    def _improve(self, placement: Placement) -> None:
+        """Run the descents from one start: between domains, then between ranks, with the best shares after each."""
+        problem, budget = self.problem, self.budget
+        placement, _ = self._keep(best_shares(problem, placement, budget.share_rounds))
+        if has_domain_traffic(problem):
+            placement = improve_domains(problem, placement, budget.domain_swaps, self.deadline)
+            placement, _ = self._keep(best_shares(problem, placement, budget.share_rounds))
+        if not self._done():
+            placement = descend_by_swaps(problem, placement, budget.swaps, self.deadline)
+            self._keep(best_shares(problem, placement, budget.share_rounds))
 
     @property
     def _linear(self) -> bool:
@@ -129,11 +142,16 @@ class _Search:
             self.best, self.best_us = placement, cost_us
         return placement, cost_us
 
-    def _constructions(self) -> list[Placement]:
-        spare = int(self.problem.slots_R.sum()) - self.problem.num_experts
-        amounts = sorted({spare, spare // 2, 0}, reverse=True)
-        localities = (True, False) if self.problem.num_domains > 1 else (False,)
-        return [constructed(self.problem, amount, local=local) for amount in amounts for local in localities]
+    def _constructions(self, starts: Sequence[Placement]) -> list[Placement]:
+        """Return placements built for several amounts of redundancy, and around the homes that the starts chose."""
+        problem = self.problem
+        spare = int(problem.slots_R.sum()) - problem.num_experts
+        built = [constructed(problem, amount, local=False) for amount in {spare, spare // 2, 0}]
+        if problem.num_domains > 1:
+            built += [constructed(problem, amount, local=True) for amount in {spare, spare // 2}]
+            homes = {_homes(problem, start).tobytes(): _homes(problem, start) for start in starts}
+            built += [constructed(problem, spare, local=True, home_E=home_E) for home_E in homes.values()]
+        return built
 
     def _solve_exactly(self) -> None:
         model = PlacementModel(self.problem, range(self.problem.num_ranks), self.best)
@@ -173,3 +191,11 @@ class _Search:
     def _newcomers(self) -> list[int]:
         """Return a few of the hottest experts, which may gain a replica on the freed ranks."""
         return [int(e) for e in np.argsort(-self.problem.load_E, kind="stable")[:4]]
+
+
+def _homes(problem: LayerProblem, placement: Placement) -> IntArray:
+    """Return the domain of the first slot of each expert."""
+    experts, first_E = np.unique(placement.expert_S, return_index=True)
+    home_E = np.empty(len(experts), dtype=np.int64)
+    home_E[experts] = problem.domain_R[placement.rank_S[first_E]]
+    return home_E

@@ -15,7 +15,7 @@ from planner.layer import LayerProblem, layer_problem
 from planner.placement import IntArray, Placement
 from planner.solve.bounds import lower_bound
 from planner.solve.milp import solver_name
-from planner.solve.one_layer import Budget, LayerSolution, best_start, solve_layer
+from planner.solve.one_layer import UNTIL_DEADLINE, Budget, LayerSolution, best_start, solve_layer
 from planner.timing import EXCHANGES, Exchange, TimingProfile
 from planner.workload import Workload
 from topologies import Infeasible
@@ -75,7 +75,9 @@ def solve(
     started = time.monotonic()
     baselines = _baselines(workload, slots_R)
     costs = {name: step_cost(workload, profile, name) for name in _candidates(exchange, objective)}
-    chosen = min(costs, key=lambda name: _start_us(workload, costs[name], slots_R, baselines)) if len(costs) > 1 else next(iter(costs))
+    chosen = next(iter(costs))
+    if len(costs) > 1:
+        chosen = min(costs, key=lambda name: _start_us(workload, costs[name], slots_R, baselines))
     problems = [layer_problem(workload, costs[chosen], slots_R, row) for row in range(workload.num_layers)]
     if objective == "balance":
         problems = [problem.for_balance() for problem in problems]
@@ -84,7 +86,8 @@ def solve(
     solutions: list[LayerSolution | None] = [None] * len(problems)
     complete = True
     if time_limit_s is None or time_limit_s > 0:
-        jobs = _layer_jobs(problems, starts, budget or Budget(), seed, time_limit_s, started, _workers(workers))
+        budget = budget or (Budget() if time_limit_s is None else UNTIL_DEADLINE)
+        jobs = _layer_jobs(problems, starts, budget, seed, time_limit_s, started, workers or joblib.cpu_count())
         complete = _collect(jobs, solutions, on_layer)
     finished = [done or _unsearched(problems[row], starts[row]) for row, done in enumerate(solutions)]
     return Solution(
@@ -121,10 +124,6 @@ def _start_us(workload: Workload, cost: StepCost, slots_R: IntArray, baselines: 
         problem = layer_problem(workload, cost, slots_R, row)
         total += min(problem.evaluate(placements[row]).layer_us for placements in baselines.values())
     return total
-
-
-def _workers(workers: int | None) -> int:
-    return workers if workers is not None else joblib.cpu_count()
 
 
 def _layer_jobs(

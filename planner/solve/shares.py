@@ -16,9 +16,9 @@ import scipy.sparse as sp
 from scipy.optimize import linprog
 
 from planner.cost import Leg, Phase
-from planner.layer import LayerProblem
+from planner.layer import LayerCost, LayerProblem
 from planner.placement import FloatArray, IntArray, Placement
-from planner.wire import DistinctRows, pair_rows_CR
+from planner.wire import pair_rows_CR
 
 MIN_GAIN = 1e-7  # a relative gain below this is rounding
 STEP_HALVINGS = 3
@@ -56,7 +56,7 @@ def _linear_optimum(problem: LayerProblem, placement: Placement) -> FloatArray |
     if slot_M.size == 0:
         return None
     group_D = _share_groups(problem)
-    gradient = _Gradient(problem, placement, slot_M, group_D)
+    gradient = _Gradient(problem, placement, problem.evaluate(placement), slot_M, group_D)
     model = [gradient.of_phase(problem.cost.dispatch), gradient.of_compute(), gradient.of_phase(problem.cost.combine)]
     Q, M = int(group_D.max()) + 1, len(slot_M)
     num_shares = Q * M
@@ -106,6 +106,7 @@ class _Gradient:
 
     problem: LayerProblem
     placement: Placement
+    cost: LayerCost
     slot_M: IntArray
     group_D: IntArray
 
@@ -131,7 +132,7 @@ class _Gradient:
         rank_M = placement.rank_S[self.slot_M]
         us_QM = load_QE[:, placement.expert_S[self.slot_M]] * problem.cost.row_us_R[rank_M]
         us_RY = sp.csr_array((us_QM.ravel(), (np.tile(rank_M, Q), np.arange(Q * M))), shape=(problem.num_ranks, Q * M))
-        return us_RY, problem.evaluate(placement).compute_us_R - us_RY @ self._now_Y
+        return us_RY, self.cost.compute_us_R - us_RY @ self._now_Y
 
     @property
     def _now_Y(self) -> FloatArray:
@@ -142,7 +143,7 @@ class _Gradient:
         problem = self.problem
         if not leg.distinct:
             return pair_rows_CR(problem.rows_CE, problem.class_domain_C, self.placement).ravel(), None
-        counted: DistinctRows = problem.distinct_rows(self.placement)[leg.target]
+        counted = self.cost.counted[leg.target]
         return counted.rows_CT().ravel(), counted.gradient_CET()
 
     def _slope(self, leg: Leg, gradient_CET: FloatArray | None) -> sp.csr_array:

@@ -13,16 +13,17 @@ from planner.placement import FloatArray, IntArray, Placement
 RELIEF = 0.75  # an expert gets copies until each carries at most this part of the mean rank load
 
 
-def constructed(problem: LayerProblem, spare: int, *, local: bool) -> Placement:
+def constructed(problem: LayerProblem, spare: int, *, local: bool, home_E: IntArray | None = None) -> Placement:
     """Place every expert once and `spare` copies more.
 
     1. Copies: first for experts too hot for one rank; then, with `local`, where a copy keeps the most rows inside
        their own domain, else where the load per copy is largest. 2. Copies to domains, heaviest first, each to the
-       least loaded domain with room. 3. Copies of a domain to its ranks in the same way. Shares are local first.
+       least loaded domain with room; `home_E` names the domain of each expert's first copy instead. 3. Copies of a domain
+    to its ranks in the same way. Shares are local first.
     """
     copies_E = _copies(problem, spare, local=local)
-    domain_load_DE, copies_DE = _to_domains(problem, copies_E)
-    rank_lists = _to_ranks(problem, domain_load_DE, copies_DE)
+    load_DE, copies_DE = _to_domains(problem, copies_E, home_E)
+    rank_lists = pack_ranks(problem, load_DE, copies_DE)
     placement = Placement.equal_shares(rank_lists, problem.num_experts, problem.num_domains)
     return placement.with_shares(local_shares(placement, problem.domain_R)) if local else placement
 
@@ -56,7 +57,9 @@ def _copies(problem: LayerProblem, spare: int, *, local: bool) -> IntArray:
     return copies_E
 
 
-def _to_domains(problem: LayerProblem, copies_E: IntArray) -> tuple[FloatArray, IntArray]:
+def _to_domains(
+    problem: LayerProblem, copies_E: IntArray, home_E: IntArray | None
+) -> tuple[FloatArray, IntArray]:
     """Return the load of each expert in each domain, and its copies there."""
     E, D, domain_R = problem.num_experts, problem.num_domains, problem.domain_R
     source_DE = np.zeros((D, E))
@@ -66,8 +69,11 @@ def _to_domains(problem: LayerProblem, copies_E: IntArray) -> tuple[FloatArray, 
     speed_D = ranks_D / max(ranks_D.max(), 1)
     load_D = np.zeros(D)
     load_DE, copies_DE = np.zeros((D, E)), np.zeros((D, E), dtype=np.int64)
+    if home_E is not None:
+        copies_DE[home_E, np.arange(E)] = 1
+        room_D -= np.bincount(home_E, minlength=D)
     for e in np.argsort(-problem.load_E / copies_E, kind="stable"):
-        for _ in range(copies_E[e]):
+        for _ in range(copies_E[e] - copies_DE[:, e].sum()):
             open_D = (room_D > 0) & (copies_DE[:, e] < ranks_D)
             pressure_D = np.where(open_D, load_D / np.maximum(speed_D, 1e-9), np.inf)
             unserved_D = copies_DE[:, e] == 0
@@ -85,8 +91,11 @@ def _to_domains(problem: LayerProblem, copies_E: IntArray) -> tuple[FloatArray, 
     return load_DE, copies_DE
 
 
-def _to_ranks(problem: LayerProblem, load_DE: FloatArray, copies_DE: IntArray) -> list[list[int]]:
-    """Return the experts of each rank: heaviest copy first, on the least loaded rank of its domain with room."""
+def pack_ranks(problem: LayerProblem, load_DE: FloatArray, copies_DE: IntArray) -> list[list[int]]:
+    """Return the experts of each rank: heaviest copy first, on the least loaded rank of its domain with room.
+
+    `load_DE` is the load of each expert in each domain, `copies_DE` its copies there.
+    """
     room_R, load_R = problem.slots_R.copy(), np.zeros(problem.num_ranks)
     held: list[list[int]] = [[] for _ in range(problem.num_ranks)]
     for d in range(problem.num_domains):

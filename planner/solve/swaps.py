@@ -1,39 +1,47 @@
 """Descent by swaps: trade the contents of two slots, or move one into a free slot, while the cost falls.
 
-All swaps of the slots of one rank with the slots of every other rank are priced at once, to first order in the rows
-(exact for `pairwise`); the best is checked against the true cost before it is kept.
+All swaps of the slots of one busy rank with every slot of every other rank are priced at once, to first order in the
+rows (exact for `pairwise`); the most promising ones are checked against the true cost before one is kept.
 
-Shapes: C source classes, R ranks, N links, S slots, A and B slots of the two ranks of a swap.
+Shapes: C source classes, E experts, R ranks, N links, S slots, T targets (ranks or domains), A slots of the busy rank,
+B places on another rank (its slots, then one free slot if it has any).
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 
-from planner.cost import Phase
+from planner.cost import Leg, Phase
 from planner.layer import LayerCost, LayerProblem
 from planner.placement import FloatArray, IntArray, Placement
 
 MIN_GAIN = 1e-6  # a relative gain below this is not worth a step
-SOFTNESS = 64  # exponent of the mean that stands for the maximum: ties have a slope, and no plateau stops the descent
+DOUBLINGS = 6  # the maximum is followed through a mean of exponent 2^6: ties have a slope, no plateau stops the descent
 CHECKED = 4  # candidates whose true cost is worked out before a rank is given up
 
 
 def descend_by_swaps(
-    problem: LayerProblem, placement: Placement, max_steps: int, deadline: float | None = None
+    problem: LayerProblem,
+    placement: Placement,
+    max_steps: int,
+    deadline: float | None = None,
+    reshare: Callable[[Placement], Placement] = lambda placement: placement,
 ) -> Placement:
     """Return a placement that no single swap from its busiest ranks improves, or the one after `max_steps` swaps.
 
-    `deadline` is a `time.monotonic()` moment that ends the descent early.
+    A slot takes its shares along; `reshare` may set them anew after each swap. `deadline` is a `time.monotonic()`
+    moment that ends the descent early.
     """
+    prices = _LinkPrices(problem)
     cost = problem.evaluate(placement)
     for _ in range(max_steps):
         if deadline is not None and time.monotonic() >= deadline:
             break
         for rank in _busiest_ranks(problem, placement, cost):
-            better = _best_swap(problem, placement, cost, rank)
+            better = _best_swap(problem, prices, placement, cost, rank, reshare)
             if better is not None:
                 placement, cost = better
                 break
@@ -45,16 +53,31 @@ def descend_by_swaps(
 def soft_us(cost: LayerCost) -> float:
     """Return the smooth stand-in for `layer_us` that the descent follows."""
     parts = (cost.dispatch_us_N, cost.compute_us_R, cost.combine_us_N)
-    return sum(float(_soft_max(part[None, :])[0]) for part in parts if part.size)
+    return sum(float(_soft_max(part)) for part in parts if part.size)
+
+
+def _power(us_XN: FloatArray) -> FloatArray:
+    for _ in range(DOUBLINGS):
+        us_XN = np.square(us_XN)
+    return us_XN
 
 
 def _soft_max(us_XN: FloatArray) -> FloatArray:
-    top_X = np.maximum(us_XN.max(axis=1), np.finfo(float).tiny)
-    power_XN = us_XN / top_X[:, None]
-    for _ in range(int(np.log2(SOFTNESS))):
-        np.square(power_XN, out=power_XN)
-    soft_X: FloatArray = top_X * power_XN.sum(axis=1) ** (1 / SOFTNESS)
+    top = max(float(us_XN.max()), np.finfo(float).tiny)
+    soft_X: FloatArray = top * _power(us_XN / top).sum(axis=-1) ** (0.5**DOUBLINGS)
     return soft_X
+
+
+class _LinkPrices:
+    """Dense prices of every leg, target first: us_TCN[t] is what a row from each class to target t costs on each link."""
+
+    def __init__(self, problem: LayerProblem) -> None:
+        classes = len(problem.class_size_C)
+        self.of_leg: dict[int, FloatArray] = {}
+        for phase in (problem.cost.dispatch, problem.cost.combine):
+            for leg in phase.legs:
+                us_CTN = leg.us_XN.toarray().reshape(classes, -1, len(phase.link_names))
+                self.of_leg[id(leg)] = np.ascontiguousarray(us_CTN.transpose(1, 0, 2))
 
 
 def _busiest_ranks(problem: LayerProblem, placement: Placement, cost: LayerCost) -> list[int]:
@@ -77,102 +100,134 @@ def _ranks_behind(problem: LayerProblem, cost: LayerCost, phase: Phase, link: in
 
 
 def _best_swap(
-    problem: LayerProblem, placement: Placement, cost: LayerCost, rank: int
+    problem: LayerProblem,
+    prices: _LinkPrices,
+    placement: Placement,
+    cost: LayerCost,
+    rank: int,
+    reshare: Callable[[Placement], Placement],
 ) -> tuple[Placement, LayerCost] | None:
     """Return the placement after the best improving swap with a slot of `rank`, and its cost; None without one."""
-    move = _SwapPrices(problem, placement, cost, rank)
-    now = soft_us(cost)
-    candidates = []
-    for other in range(problem.num_ranks):
-        if other != rank and problem.slots_R[other]:
-            candidates += move.with_rank(other, now * (1 - MIN_GAIN))
-    candidates.sort(key=lambda candidate: candidate[0])
-    for _, mine, theirs, other in candidates[:CHECKED]:
-        trial = _swapped(placement, mine, theirs, other)
+    ceiling = soft_us(cost) * (1 - MIN_GAIN)
+    swaps = _Swaps(problem, placement, rank)
+    soft_ARB = swaps.soft_us(prices, cost)
+    best = np.argsort(soft_ARB, axis=None, kind="stable")[:CHECKED]
+    for a, r, b in zip(*np.unravel_index(best, soft_ARB.shape), strict=True):
+        if not soft_ARB[a, r, b] < ceiling:
+            break
+        trial = reshare(_swapped(placement, int(swaps.mine_A[a]), int(swaps.place_RB[r, b]), int(r)))
         trial_cost = problem.evaluate(trial)
-        if soft_us(trial_cost) < now * (1 - MIN_GAIN):
+        if soft_us(trial_cost) < ceiling:
             return trial, trial_cost
     return None
 
 
-class _SwapPrices:
-    """Prices of trading each slot of one rank against each slot (or a free slot) of another."""
+class _Swaps:
+    """Every trade of a slot of one rank against a place on another: which are allowed, and what each would cost."""
 
-    def __init__(self, problem: LayerProblem, placement: Placement, cost: LayerCost, rank: int) -> None:
-        self._problem, self._placement, self._cost, self._rank = problem, placement, cost, rank
-        counted = problem.distinct_rows(placement)
-        self._gradient = {target: rows.gradient_CET() for target, rows in counted.items()}
-        self._share_CS = placement.share_DS[problem.class_domain_C]
-        self._mine_A = np.flatnonzero(placement.rank_S == rank)
+    def __init__(self, problem: LayerProblem, placement: Placement, rank: int) -> None:
+        self._problem, self._placement, self._rank = problem, placement, rank
+        self.mine_A = np.flatnonzero(placement.rank_S == rank)
+        self.place_RB, self._empty_RB, self._forbidden_RB = self._places()
 
-    def with_rank(self, other: int, ceiling_us: float) -> list[tuple[float, int, int, int]]:
-        """Return (soft cost, my slot, their slot or -1 for a free one, other rank) of the best swap below the ceiling."""
-        placement = self._placement
-        theirs_B = np.flatnonzero(placement.rank_S == other)
-        if len(theirs_B) < self._problem.slots_R[other]:
-            theirs_B = np.append(theirs_B, -1)
-        soft_AB = self._price(other, theirs_B)
-        soft_AB[self._forbidden(other, theirs_B)] = np.inf
-        a, b = np.unravel_index(int(soft_AB.argmin()), soft_AB.shape)
-        if not soft_AB[a, b] < ceiling_us:
-            return []
-        return [(float(soft_AB[a, b]), int(self._mine_A[a]), int(theirs_B[b]), other)]
+    def _places(self) -> tuple[IntArray, FloatArray, FloatArray]:
+        """Return slot at each place (-1 = none), whether it is a free slot, and whether it is no place at all."""
+        placement, slots_R = self._placement, self._problem.slots_R
+        used_R = placement.slots_R
+        first_R = np.cumsum(used_R) - used_R
+        column_B = np.arange(int(used_R.max()) + 1)[None, :]
+        used_RB = column_B < used_R[:, None]
+        place_RB = np.where(used_RB, first_R[:, None] + column_B, -1)
+        free_RB = (column_B == used_R[:, None]) & (used_R < slots_R)[:, None]
+        forbidden_RB = ~(used_RB | free_RB)
+        forbidden_RB[self._rank] = True
+        return place_RB, free_RB, forbidden_RB
 
-    def _forbidden(self, other: int, theirs_B: IntArray) -> FloatArray:
-        """Mark the swaps that would put two copies of an expert on one rank, or change nothing."""
-        expert_S, rank_S = self._placement.expert_S, self._placement.rank_S
-        mine_A, on_other = expert_S[self._mine_A], expert_S[rank_S == other]
-        their_expert_B = np.where(theirs_B >= 0, expert_S[theirs_B], -1)
-        return np.isin(mine_A, on_other)[:, None] | np.isin(their_expert_B, mine_A)[None, :]
-
-    def _price(self, other: int, theirs_B: IntArray) -> FloatArray:
-        """Return the soft cost after each swap [A, B]."""
-        problem, cost = self._problem, self._cost
-        shape = (len(self._mine_A), len(theirs_B))
-        soft_AB = np.zeros(shape)
+    def soft_us(self, prices: _LinkPrices, cost: LayerCost) -> FloatArray:
+        """Return the smooth cost after each swap [A, R, B]; infinite where it is not allowed."""
+        problem = self._problem
+        gradients = {target: counted.gradient_CET() for target, counted in cost.counted.items()}
+        soft_ARB = self._compute_us(cost)
         for phase, us_N in ((problem.cost.dispatch, cost.dispatch_us_N), (problem.cost.combine, cost.combine_us_N)):
             if not us_N.size:
                 continue
-            change_ABN = np.zeros((*shape, len(us_N)))
+            change_ARN = np.zeros((len(self.mine_A), problem.num_ranks, len(us_N)))
+            change_RBN = np.zeros((*self.place_RB.shape, len(us_N)))
             for leg in phase.legs:
-                here, there = self._rank, other
-                if leg.target == "domain":
-                    here, there = int(problem.domain_R[self._rank]), int(problem.domain_R[other])
-                    if here == there:
-                        continue
-                targets = problem.num_ranks if leg.target == "rank" else problem.num_domains
-                rows_C = np.arange(len(problem.class_size_C)) * targets
-                gradient = self._gradient[leg.target] if leg.distinct else None
-                change_ABN += self._delta(theirs_B, gradient, here) @ leg.us_XN[rows_C + here].toarray()
-                change_ABN -= self._delta(theirs_B, gradient, there) @ leg.us_XN[rows_C + there].toarray()
-            soft_AB += _soft_max((us_N + change_ABN).reshape(-1, len(us_N))).reshape(shape)
-        return soft_AB + self._compute(other, theirs_B)
+                gradient_CET = gradients[leg.target] if leg.distinct else None
+                by_mine, by_theirs = self._change(leg, prices.of_leg[id(leg)], gradient_CET)
+                change_ARN += by_mine
+                change_RBN += by_theirs
+            after = us_N + change_ARN[:, :, None, :] + change_RBN[None]
+            soft_ARB += _soft_max(np.maximum(after, 0.0))
+        soft_ARB[self._not_allowed()] = np.inf
+        return soft_ARB
 
-    def _delta(self, theirs_B: IntArray, gradient_CET: FloatArray | None, target: int) -> FloatArray:
-        """Return rows [A, B, C] that their slot would bring to a target less those that mine would."""
+    def _change(self, leg: Leg, us_TCN: FloatArray, gradient_CET: FloatArray | None) -> tuple[FloatArray, FloatArray]:
+        """Return the change of every link when my slot leaves for rank r [A, R, N], and when theirs comes [R, B, N]."""
+        problem, rank = self._problem, self._rank
+        target_R = np.arange(problem.num_ranks) if leg.target == "rank" else problem.domain_R
+        here_CN, there_RCN = us_TCN[target_R[rank]], us_TCN[target_R]
+        mine_here_AC = self._rows(self.mine_A, target_R[[rank]], gradient_CET)[:, 0]
+        mine_there_ARC = self._rows(self.mine_A, target_R, gradient_CET)
+        their_S = np.maximum(self.place_RB, 0)
+        theirs_here = self._rows(their_S.ravel(), target_R[[rank]], gradient_CET)[:, 0].reshape(*their_S.shape, -1)
+        theirs_there = self._rows_at(their_S, target_R, gradient_CET)
+        by_mine = np.matmul(mine_there_ARC.transpose(1, 0, 2), there_RCN).transpose(1, 0, 2) - (mine_here_AC @ here_CN)[:, None]
+        by_theirs = theirs_here @ here_CN - np.matmul(theirs_there, there_RCN)
+        by_theirs[self.place_RB < 0] = 0.0
+        if leg.target == "domain":  # a move inside a domain changes nothing between domains
+            inside_R = target_R == target_R[rank]
+            by_mine[:, inside_R] = 0.0
+            by_theirs[inside_R] = 0.0
+        return by_mine, by_theirs
 
-        def brought(slot_X: IntArray) -> FloatArray:
-            expert_X = self._placement.expert_S[slot_X]
-            rows_CX = self._problem.rows_CE[:, expert_X] if gradient_CET is None else gradient_CET[:, expert_X, target]
-            return np.where(slot_X >= 0, rows_CX * self._share_CS[:, slot_X], 0.0)
+    def _rows(self, slot_X: IntArray, target_Y: IntArray, gradient_CET: FloatArray | None) -> FloatArray:
+        """Return the rows [X, Y, C] that slots bring to targets."""
+        expert_X, share_XC = self._placement.expert_S[slot_X], self._share_CS[:, slot_X].T
+        if gradient_CET is None:
+            rows_XC = self._problem.rows_CE[:, expert_X].T * share_XC
+            return np.repeat(rows_XC[:, None, :], len(target_Y), axis=1)
+        return gradient_CET[:, expert_X[:, None], target_Y[None, :]].transpose(1, 2, 0) * share_XC[:, None, :]
 
-        return (brought(theirs_B)[:, None, :] - brought(self._mine_A)[:, :, None]).transpose(1, 2, 0)
+    def _rows_at(self, slot_RB: IntArray, target_R: IntArray, gradient_CET: FloatArray | None) -> FloatArray:
+        """Return the rows [R, B, C] that each rank's own slots bring to it."""
+        expert_RB, share_RBC = self._placement.expert_S[slot_RB], self._share_CS[:, slot_RB].transpose(1, 2, 0)
+        if gradient_CET is None:
+            return self._problem.rows_CE[:, expert_RB].transpose(1, 2, 0) * share_RBC
+        return gradient_CET[:, expert_RB, target_R[:, None]].transpose(1, 2, 0) * share_RBC
 
-    def _compute(self, other: int, theirs_B: IntArray) -> FloatArray:
-        problem, placement, us_R = self._problem, self._placement, self._cost.compute_us_R
+    @property
+    def _share_CS(self) -> FloatArray:
+        return self._placement.share_DS[self._problem.class_domain_C]
 
-        def brought(slot_X: IntArray) -> tuple[FloatArray, FloatArray]:
-            expert_X = placement.expert_S[slot_X]
-            load_X = (problem.class_size_C[:, None] * problem.rows_CE[:, expert_X] * self._share_CS[:, slot_X]).sum(axis=0)
-            active_X = problem.active_E[expert_X]
-            return np.where(slot_X >= 0, load_X, 0.0), np.where(slot_X >= 0, active_X, 0.0)
+    def _compute_us(self, cost: LayerCost) -> FloatArray:
+        """Return the smooth maximum of the ranks' compute times after each swap [A, R, B]; two ranks change."""
+        problem, us_R = self._problem, cost.compute_us_R
+        load_S = np.einsum("c,cs,cs->s", problem.class_size_C, problem.rows_CE[:, self._placement.expert_S], self._share_CS)
+        active_S = problem.active_E[self._placement.expert_S]
+        used_RB = self.place_RB >= 0
+        load_ARB = np.where(used_RB, load_S[self.place_RB], 0.0)[None] - load_S[self.mine_A][:, None, None]
+        active_ARB = np.where(used_RB, active_S[self.place_RB], 0.0)[None] - active_S[self.mine_A][:, None, None]
+        row_us_R, slot_us_R = problem.cost.row_us_R, problem.cost.slot_us_R
+        here = us_R[self._rank] + load_ARB * row_us_R[self._rank] + active_ARB * slot_us_R[self._rank]
+        there = us_R[:, None] - load_ARB * row_us_R[:, None] - active_ARB * slot_us_R[:, None]
+        top = max(float(us_R.max()), np.finfo(float).tiny)
+        rest_R = _power(us_R / top)
+        rest_R = np.maximum(rest_R.sum() - rest_R - rest_R[self._rank], 0.0)
+        powers = _power(np.maximum(here, 0.0) / top) + _power(np.maximum(there, 0.0) / top) + rest_R[:, None]
+        soft_ARB: FloatArray = top * powers ** (0.5**DOUBLINGS)
+        return soft_ARB
 
-        (load_A, active_A), (load_B, active_B) = brought(self._mine_A), brought(theirs_B)
-        load_AB, active_AB = load_B[None, :] - load_A[:, None], active_B[None, :] - active_A[:, None]
-        after_ABR = np.tile(us_R, (*load_AB.shape, 1))
-        for rank, sign in ((self._rank, 1.0), (other, -1.0)):
-            after_ABR[:, :, rank] += sign * (load_AB * problem.cost.row_us_R[rank] + active_AB * problem.cost.slot_us_R[rank])
-        return _soft_max(after_ABR.reshape(-1, len(us_R))).reshape(load_AB.shape)
+    def _not_allowed(self) -> FloatArray:
+        """Mask swaps that would put two copies of an expert on one rank, or use a place that is none."""
+        placement = self._placement
+        mine_E, their_RB = placement.expert_S[self.mine_A], placement.expert_S[self.place_RB]
+        holds_RE = np.zeros((placement.num_ranks, placement.num_experts), dtype=bool)
+        holds_RE[placement.rank_S, placement.expert_S] = True
+        twice_there_AR = holds_RE[:, mine_E].T
+        twice_here_RB = holds_RE[self._rank][their_RB] & (self.place_RB >= 0)
+        return twice_there_AR[:, :, None] | (twice_here_RB | self._forbidden_RB)[None]
 
 
 def _swapped(placement: Placement, mine: int, theirs: int, other: int) -> Placement:
