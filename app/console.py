@@ -31,6 +31,10 @@ def print_json(document: Any) -> None:
 def progress() -> Progress:
     """Return a progress display on stderr that leaves nothing behind."""
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        console=messages(), transient=True,
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=messages(),
+        transient=True,
     )

@@ -7,8 +7,6 @@ from importlib.metadata import version
 
 from planner.placement import IntArray
 from planner.plan import (
-    FORMAT,
-    VERSION,
     Certificate,
     LayerCertificate,
     Plan,
@@ -41,8 +39,8 @@ def assemble_plan(
 ) -> Plan:
     """Put a solution and its prediction together as a plan; every invariant is checked on the way."""
     return Plan(
-        format=FORMAT,
-        version=VERSION,
+        format="epplan.plan",
+        version=1,
         model=workload.model,
         cluster=plan_cluster(workload.cluster),
         workload=PlanWorkload(

@@ -45,7 +45,7 @@ class LayerProblem:
     @property
     def num_experts(self) -> int:
         """E."""
-        return self.rows_CE.shape[1]
+        return len(self.active_E)
 
     @property
     def num_ranks(self) -> int:
@@ -67,7 +67,9 @@ class LayerProblem:
     def domain_RD(self) -> sp.csr_array:
         """Return the 0/1 matrix that sums ranks into domains."""
         ones = np.ones(self.num_ranks)
-        return sp.csr_array((ones, (np.arange(self.num_ranks), self.domain_R)), shape=(self.num_ranks, self.num_domains))
+        return sp.csr_array(
+            (ones, (np.arange(self.num_ranks), self.domain_R)), shape=(self.num_ranks, self.num_domains)
+        )
 
     def for_balance(self) -> LayerProblem:
         """Return the same layer with imbalance (max over ranks / mean of token-expert pairs) as its only cost."""
@@ -80,7 +82,7 @@ class LayerProblem:
         """Price a placement."""
         pairs_CR = pair_rows_CR(self.rows_CE, self.class_domain_C, placement)
         counted = self._distinct_rows(placement)
-        rows = {("rank", False): pairs_CR} | {(target, True): count.rows_CT() for target, count in counted.items()}
+        rows = {("rank", False): pairs_CR} | {(target, True): count.rows_CT for target, count in counted.items()}
         load_R = self.class_size_C @ pairs_CR
         slot_S = self.active_E[placement.expert_S] * (placement.share_DS.max(axis=0) > 0)
         active_R = np.bincount(placement.rank_S, weights=slot_S, minlength=self.num_ranks)
@@ -152,8 +154,8 @@ class LayerCost:
 
     @property
     def layer_us(self) -> float:
-        """Dispatch, compute and combine in turn (no overlap)."""
-        return self.dispatch_us + self.compute_us + self.combine_us
+        """Dispatch, compute and combine: in turn, or overlapped as the price list says."""
+        return self.cost.layer_us(self.dispatch_us, self.compute_us, self.combine_us)
 
     @property
     def bottleneck(self) -> str:
@@ -163,7 +165,9 @@ class LayerCost:
         if slowest == "compute":
             return f"compute: rank {int(self.compute_us_R.argmax())}"
         phase, us_N = (
-            (self.cost.dispatch, self.dispatch_us_N) if slowest == "dispatch" else (self.cost.combine, self.combine_us_N)
+            (self.cost.dispatch, self.dispatch_us_N)
+            if slowest == "dispatch"
+            else (self.cost.combine, self.combine_us_N)
         )
         return f"{slowest}: {phase.link_names[int(us_N.argmax())]}" if len(us_N) else f"{slowest}: start-up"
 
@@ -183,7 +187,9 @@ def layer_problem(workload: Workload, cost: StepCost, slots_R: IntArray, row: in
     if any(leg.distinct for leg in cost.dispatch.legs):
         ids_PK = workload.tokens_LPK[row]
         pairs_per_token = max((ids_PK >= 0).sum() / len(ids_PK), 1e-9)
-        tokens = TokenSample.of_ids(ids_PK, workload.num_experts, workload.token_class_P, rows_CE.sum(axis=1) / pairs_per_token)
+        tokens = TokenSample.of_ids(
+            ids_PK, workload.num_experts, workload.token_class_P, rows_CE.sum(axis=1) / pairs_per_token
+        )
     load_E = workload.class_size_C @ rows_CE
     return LayerProblem(
         cost=cost,

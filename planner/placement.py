@@ -16,6 +16,7 @@ from topologies.errors import BadInput
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 
 SHARE_TOLERANCE = 1e-6  # shares of an expert sum to one within this
 
@@ -60,7 +61,7 @@ class Placement:
     @property
     def num_domains(self) -> int:
         """D, the number of source domains that the shares distinguish."""
-        return self.share_DS.shape[0]
+        return len(self.share_DS)
 
     @cached_property
     def copies_E(self) -> IntArray:
@@ -77,12 +78,6 @@ class Placement:
         edges = np.cumsum(self.slots_R)[:-1]
         return [part.tolist() for part in np.split(self.expert_S, edges)]
 
-    def mass_DER(self) -> FloatArray:
-        """Return the dense share of every (source domain, expert, rank)."""
-        mass_DER = np.zeros((self.num_domains, self.num_experts, self.num_ranks))
-        np.add.at(mass_DER, (slice(None), self.expert_S, self.rank_S), self.share_DS)
-        return mass_DER
-
     def with_shares(self, share_DS: FloatArray) -> Placement:
         """Return the same slots with other shares."""
         return Placement(self.expert_S, self.rank_S, share_DS, self.num_experts, self.num_ranks)
@@ -93,8 +88,7 @@ class Placement:
         _, first_U, slot_of_S = np.unique(key_S, return_index=True, return_inverse=True)
         if len(first_U) == len(key_S):
             return self
-        share_DU = np.zeros((self.num_domains, len(first_U)))
-        np.add.at(share_DU, (slice(None), slot_of_S), self.share_DS)
+        share_DU = sums_by(self.share_DS, slot_of_S, len(first_U))
         order = np.argsort(first_U)  # keep the slot order
         kept = first_U[order]
         return Placement(self.expert_S[kept], self.rank_S[kept], share_DU[:, order], self.num_experts, self.num_ranks)
@@ -110,13 +104,20 @@ class Placement:
         )
 
 
+def sums_by(value_XS: FloatArray, key_S: IntArray, size: int) -> FloatArray:
+    """Return the sums [X, size] of the columns of `value_XS` that share a key in 0..size-1."""
+    sums = np.zeros((size, len(value_XS)))
+    np.add.at(sums, key_S, value_XS.T)
+    return sums.T
+
+
 def check_placement(placement: Placement, slots_R: IntArray | None = None, *, where: str = "placement") -> None:
     """Check every invariant of a placement from its definition; raise BadInput that names the first one broken.
 
     Ids in range, every expert somewhere, never two slots of one expert on one rank, no more slots on a rank than
     `slots_R` allows, shares finite, in [0, 1], and summing to one for every source domain and expert.
     """
-    E, R = placement.num_experts, placement.num_ranks
+    E = placement.num_experts
     expert_S, rank_S, share_DS = placement.expert_S, placement.rank_S, placement.share_DS
     if expert_S.size and (expert_S.min() < 0 or expert_S.max() >= E):
         bad = int(expert_S.min() if expert_S.min() < 0 else expert_S.max())
@@ -134,8 +135,7 @@ def check_placement(placement: Placement, slots_R: IntArray | None = None, *, wh
     if not np.isfinite(share_DS).all() or (share_DS < 0).any() or (share_DS > 1 + SHARE_TOLERANCE).any():
         slot = int(np.argmin(np.where(np.isfinite(share_DS), np.minimum(share_DS, 1 - share_DS), -np.inf).min(axis=0)))
         raise BadInput(f"{where}: a share of expert {expert_S[slot]} on rank {rank_S[slot]} is not within [0, 1]")
-    total_DE = np.zeros((placement.num_domains, E))
-    np.add.at(total_DE, (slice(None), expert_S), share_DS)
+    total_DE = sums_by(share_DS, expert_S, E)
     if np.abs(total_DE - 1).max() > SHARE_TOLERANCE:
         domain, expert = divmod(int(np.abs(total_DE - 1).argmax()), E)
         raise BadInput(

@@ -27,8 +27,8 @@ def slots_of_ranks(model: MoEModel, cluster: Cluster, slots_per_rank: int, num_l
     if slots_per_rank * ranks < model.experts:
         need = -(-model.experts // ranks)
         raise BadInput(
-            f"slots_per_rank * ranks ({slots_per_rank} * {ranks} = {slots_per_rank * ranks}) < experts ({model.experts}) "
-            f"of {model.name}; give --slots-per-rank {need} or more, or a larger cluster"
+            f"slots_per_rank * ranks ({slots_per_rank} * {ranks} = {slots_per_rank * ranks}) < experts "
+            f"({model.experts}) of {model.name}; give --slots-per-rank {need} or more, or a larger cluster"
         )
     slots_per_rank = min(slots_per_rank, model.experts)  # a rank never holds an expert twice
     _check_memory(model, cluster, slots_per_rank, num_layers)

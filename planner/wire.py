@@ -10,6 +10,7 @@ its share, independently of the token's other experts; with whole shares (0 or 1
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import scipy.sparse as sp
@@ -102,17 +103,22 @@ class DistinctRows:
         self._log_miss_EX = sp.csr_array((log_miss, mass_EX.indices, mass_EX.indptr), shape=shape)
         self._log_miss_PX = sp.csr_array(tokens.expert_PE @ self._log_miss_EX)
 
+    @cached_property
     def rows_CT(self) -> FloatArray:
         """Return the rows from one rank of each class to each target, own domain or rank included."""
         tokens, log_miss_PX = self._tokens, self._log_miss_PX
         hit_X = -np.expm1(log_miss_PX.data)
         if tokens.class_P is None:
-            mean_UT = self._by_alike(np.bincount(log_miss_PX.indices, hit_X, log_miss_PX.shape[1]) / log_miss_PX.shape[0])
-            return tokens.tokens_C[:, None] * mean_UT[self._alike_C]
+            mean_UT = self._by_alike(
+                np.bincount(log_miss_PX.indices, hit_X, log_miss_PX.shape[1]) / log_miss_PX.shape[0]
+            )
+            rows_CT: FloatArray = tokens.tokens_C[:, None] * mean_UT[self._alike_C]
+            return rows_CT
         hit_PX = sp.csr_array((hit_X, log_miss_PX.indices, log_miss_PX.indptr), shape=log_miss_PX.shape)
         rows = [self._by_alike(tokens.weights_P(c) @ hit_PX)[u] for c, u in enumerate(self._alike_C)]
         return np.stack(rows)
 
+    @cached_property
     def gradient_CET(self) -> FloatArray:
         """Return d rows[c, t] / d mass[domain of c, e, t]: rows that the expert alone brings to the target."""
         tokens, log_miss_PX = self._tokens, self._log_miss_PX
@@ -123,7 +129,8 @@ class DistinctRows:
         expert_EP = tokens.expert_PE.T
         if tokens.class_P is None:
             alone_UET = self._by_alike((expert_EP @ miss_PX) * own_EX / miss_PX.shape[0])
-            return tokens.tokens_C[:, None, None] * alone_UET[self._alike_C]
+            alone_CET: FloatArray = tokens.tokens_C[:, None, None] * alone_UET[self._alike_C]
+            return alone_CET
         alone = []
         for c, u in enumerate(self._alike_C):
             span = slice(u * self._num_targets, (u + 1) * self._num_targets)

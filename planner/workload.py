@@ -19,6 +19,7 @@ from planner.sampling import sample_tokens
 from topologies import BadInput, Cluster
 
 SAMPLED_TOKENS = 2048  # tokens per layer that stand for the step where rows are counted by distinct destination
+MIN_SAMPLED_TOKENS = 256  # for each source class, where the statistics tell sources apart
 DEFAULT_TOKENS_PER_RANK = 4096  # a prefill step, where plain counts come without a number of tokens
 MAX_TRACE_TOKENS = 16384  # a longer trace is thinned evenly to this for counting distinct destinations
 
@@ -117,7 +118,7 @@ class Workload:
 
     @property
     def _tokens_a_class(self) -> int:
-        return max(SAMPLED_TOKENS // self.rows_LCE.shape[1], 256)
+        return max(SAMPLED_TOKENS // len(self.class_size_C), MIN_SAMPLED_TOKENS)
 
     @cached_property
     def _kept_tokens(self) -> IntArray:

@@ -37,10 +37,16 @@ from topologies import BadInput
 @click.argument("plans", nargs=-1, required=True, metavar="PLAN|BASELINE...")
 @click.option("--routing", help="Routing statistics to evaluate on. [default: the bundled trace]")
 @click.option("--model", help="As in `epplan plan`; needed where no plan is named.")
-@click.option("--cluster", help="As in `epplan plan`; needed where no plan is named, or the plan's cluster came from a file.")
+@click.option(
+    "--cluster", help="As in `epplan plan`; needed where no plan is named, or the plan's cluster came from a file."
+)
 @click.option("--slots-per-rank", type=int, help="Slots that the baselines may use. [default: the plan's]")
 @click.option("--tokens-per-rank", type=float, help="Tokens of a rank in a step. [default: the plan's]")
-@click.option("--exchange", type=click.Choice(["auto", *EXCHANGES]), help="All-to-all algorithm for all rows. [default: the plan's, else auto: the fastest for each]")
+@click.option(
+    "--exchange",
+    type=click.Choice(["auto", *EXCHANGES]),
+    help="All-to-all algorithm for all rows. [default: the plan's, else auto: the fastest for each]",
+)
 @click.option("--profile", default="vendor", show_default=True, help="Timing profile: a shipped name or a YAML file.")
 @click.option("--json", "json_", is_flag=True, help="Print every layer as JSON instead of a table.")
 def evaluate(
@@ -54,7 +60,7 @@ def evaluate(
     profile: str,
     json_: bool,
 ) -> None:
-    """Predict what plans and baselines cost on the same routing, side by side.
+    r"""Predict what plans and baselines cost on the same routing, side by side.
 
     Baselines by name: linear, round-robin, eplb (hierarchical where groups divide by hosts), eplb-global.
 
@@ -97,7 +103,9 @@ class _Setting:
         plan.check_cluster(self.workload.cluster)
         numbers = tuple(layer.layer for layer in plan.layers)
         if numbers != self.workload.layers:
-            raise BadInput(f"{name}: has {len(numbers)} layers, the first plan and the routing {len(self.workload.layers)}")
+            raise BadInput(
+                f"{name}: has {len(numbers)} layers, the first plan and the routing {len(self.workload.layers)}"
+            )
         return plan.placements()
 
 
@@ -132,21 +140,31 @@ def _cluster_of(plan: Plan, cluster: str | None) -> Cluster:
     except BadInput as error:
         if cluster is not None:
             raise
-        raise BadInput(f"the plan's cluster {plan.cluster.name!r} is not in the catalog; name its file with --cluster") from error
+        raise BadInput(
+            f"the plan's cluster {plan.cluster.name!r} is not in the catalog; name its file with --cluster"
+        ) from error
 
 
 def _layers_of(plan: Plan, routing: Routing) -> Routing:
     numbers = [layer.layer for layer in plan.layers]
     missing = sorted(set(numbers) - set(routing.layers))
     if missing:
-        raise BadInput(f"{routing.name}: no statistics for layer {missing[0]} of the plan ({len(missing)} layers missing)")
+        raise BadInput(
+            f"{routing.name}: no statistics for layer {missing[0]} of the plan ({len(missing)} layers missing)"
+        )
     if len(routing.layers) > len(numbers):
-        messages().print(f"note: {routing.name} has {len(routing.layers)} layers, the plan {len(numbers)}: using the plan's")
+        messages().print(
+            f"note: {routing.name} has {len(routing.layers)} layers, the plan {len(numbers)}: using the plan's"
+        )
     return routing.select(numbers)
 
 
 def _fastest(
-    name: str, placements: list[Placement], workload: Workload, profile: TimingProfile, exchange: Exchange | Literal["auto"]
+    name: str,
+    placements: list[Placement],
+    workload: Workload,
+    profile: TimingProfile,
+    exchange: Exchange | Literal["auto"],
 ) -> Prediction:
     """Predict under one exchange, or under the fastest of all."""
     names = EXCHANGES if exchange == "auto" else (exchange,)

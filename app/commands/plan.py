@@ -25,7 +25,6 @@ from planner import (
     slots_of_ranks,
     solve,
 )
-from planner.placement import IntArray
 from planner.request import default_slots_per_rank
 from planner.solve import OBJECTIVES
 from planner.timing import EXCHANGES, Exchange
@@ -36,13 +35,41 @@ from topologies import BadInput
 @click.option("--model", help="Known name (deepseek-v3, mixtral-8x7b, ...) or a Hugging Face config.json.")
 @click.option("--cluster", help="Catalog name and size (hgx-h100:4) or a cluster file.")
 @click.option("--routing", help="Routing statistics: logical_count JSON, SGLang recorder .pt, .npz, or CSV.")
-@click.option("--slots-per-rank", type=int, help="Expert slots on every rank. [default: what the experts need, plus one]")
-@click.option("--tokens-per-rank", type=float, help="Tokens of a rank in a step. [default: the trace itself; 4096 for plain counts]")
-@click.option("--exchange", type=click.Choice(["auto", *EXCHANGES]), default="auto", show_default=True, help="All-to-all algorithm; auto takes the fastest.")
-@click.option("--objective", type=click.Choice(OBJECTIVES), default="time", show_default=True, help="Predicted time, or load balance alone.")
-@click.option("--time-limit", type=click.FloatRange(min=0), help="Seconds for the search; 0 = best baseline. [default: a fixed amount of work, reproducible]")
+@click.option(
+    "--slots-per-rank", type=int, help="Expert slots on every rank. [default: what the experts need, plus one]"
+)
+@click.option(
+    "--tokens-per-rank",
+    type=float,
+    help="Tokens of a rank in a step. [default: the trace itself; 4096 for plain counts]",
+)
+@click.option(
+    "--exchange",
+    type=click.Choice(["auto", *EXCHANGES]),
+    default="auto",
+    show_default=True,
+    help="All-to-all algorithm; auto takes the fastest.",
+)
+@click.option(
+    "--objective",
+    type=click.Choice(OBJECTIVES),
+    default="time",
+    show_default=True,
+    help="Predicted time, or load balance alone.",
+)
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(min=0),
+    help="Seconds for the search; 0 = best baseline. [default: a fixed amount of work, reproducible]",
+)
 @click.option("--profile", default="vendor", show_default=True, help="Timing profile: a shipped name or a YAML file.")
-@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same plan, on any number of workers.")
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="The same seed gives the same plan, on any number of workers.",
+)
 @click.option("--workers", type=click.IntRange(min=1), help="Layers solved at once. [default: one per core]")
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Where to write plan.json.")
 @click.option("--json", "json_", is_flag=True, help="Print the comparison as JSON instead of a table.")
@@ -61,7 +88,7 @@ def plan(
     output: str | None,
     json_: bool,
 ) -> None:
-    """Place experts and replicas at the least predicted step time, and prove how close to optimal that is.
+    r"""Place experts and replicas at the least predicted step time, and prove how close to optimal that is.
 
     Compares the plan with what people use today: linear, round-robin, EPLB (hierarchical) and EPLB (global). With no
     options it plans a bundled, really trained model on two H100 hosts. Ctrl-C keeps the best plan so far.

@@ -35,7 +35,7 @@ def lower_bound(problem: LayerProblem) -> float:
         for combine_CR in _prices(problem, cost.combine):
             links_us = _priced_us(problem, dispatch_CR + combine_CR, compute=False)
             best = max(best, links_us + packed_us, _priced_us(problem, dispatch_CR + combine_CR, compute=True))
-    return fixed_us + best
+    return cost.layer_bound_us(fixed_us + best)
 
 
 def _prices(problem: LayerProblem, phase: Phase) -> list[FloatArray]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+import highspy
 import numpy as np
 import pulp
 
@@ -37,8 +38,6 @@ def solve_milp(
     relative_gap: float = 1e-6,
 ) -> SolveResult:
     """Minimise a PuLP problem on one thread; node limits give the same answer on every machine, time limits do not."""
-    import highspy
-
     started = time.perf_counter()
     options: dict[str, Any] = {"random_seed": 0, "output_flag": False}
     if max_nodes is not None:

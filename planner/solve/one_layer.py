@@ -159,8 +159,11 @@ class _Search:
         result = model.solve(time_limit_s=self._seconds_left())
         if result.has_solution:
             self._keep(model.placement(result))
-        fixed_us = self.problem.cost.dispatch.alpha_us + self.problem.cost.launch_us + self.problem.cost.combine.alpha_us
-        self.bound = max(self.bound, min(result.bound + fixed_us, self.best_us))
+        fixed_us = (
+            self.problem.cost.dispatch.alpha_us + self.problem.cost.launch_us + self.problem.cost.combine.alpha_us
+        )
+        bound_us = self.problem.cost.layer_bound_us(result.bound + fixed_us)
+        self.bound = max(self.bound, min(bound_us, self.best_us))
 
     def _polish(self) -> None:
         """Free a few ranks at a time and solve them exactly, while that pays."""
@@ -171,7 +174,9 @@ class _Search:
                 return
             model = PlacementModel(self.problem, self._neighbourhood(), self.best, self._newcomers())
             model.build()
-            result = model.solve(max_nodes=self.budget.nodes, time_limit_s=self._seconds_left(), relative_gap=CLOSE_ENOUGH)
+            result = model.solve(
+                max_nodes=self.budget.nodes, time_limit_s=self._seconds_left(), relative_gap=CLOSE_ENOUGH
+            )
             if result.has_solution:
                 trial = model.placement(result)
                 self._keep(best_shares(self.problem, trial))
@@ -186,7 +191,12 @@ class _Search:
         count = min(self.budget.neighbourhood_ranks, len(order))
         ranks = [int(order[0]), int(order[-1])][:count]
         others = [int(rank) for rank in order if int(rank) not in ranks]
-        return ranks + [int(rank) for rank in self.rng.choice(others, size=min(count - len(ranks), len(others)), replace=False)] if others else ranks
+        return (
+            ranks
+            + [int(rank) for rank in self.rng.choice(others, size=min(count - len(ranks), len(others)), replace=False)]
+            if others
+            else ranks
+        )
 
     def _newcomers(self) -> list[int]:
         """Return a few of the hottest experts, which may gain a replica on the freed ranks."""

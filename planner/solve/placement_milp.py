@@ -20,7 +20,7 @@ import pulp
 
 from planner.cost import Phase
 from planner.layer import LayerProblem
-from planner.placement import FloatArray, IntArray, Placement
+from planner.placement import FloatArray, IntArray, Placement, sums_by
 from planner.solve.milp import SolveResult, solve_milp
 
 NEGLIGIBLE = 1e-12
@@ -57,7 +57,9 @@ class PlacementModel:
         self._define_shares()
         self._define_times()
 
-    def solve(self, *, max_nodes: int | None = None, time_limit_s: float | None = None, relative_gap: float = 1e-6) -> SolveResult:
+    def solve(
+        self, *, max_nodes: int | None = None, time_limit_s: float | None = None, relative_gap: float = 1e-6
+    ) -> SolveResult:
         """Solve from the incumbent."""
         return solve_milp(
             self._lp,
@@ -71,21 +73,22 @@ class PlacementModel:
         """Read a solution back as a placement of the whole layer."""
         old = self.incumbent
         free_S = np.isin(old.rank_S, list(self.free_ranks))
-        slots = [(int(e), int(g), None) for e, g in zip(old.expert_S[~free_S], old.rank_S[~free_S], strict=True)]
-        slots += [(e, g, None) for (e, g), x in self._x.items() if result.values[x.name] > 0.5]
-        kept_DS = {(int(e), int(g)): old.share_DS[:, s] for s, (e, g) in enumerate(zip(old.expert_S, old.rank_S, strict=True))}
+        slots = [(int(e), int(g)) for e, g in zip(old.expert_S[~free_S], old.rank_S[~free_S], strict=True)]
+        slots += [pair for pair, x in self._x.items() if result.values[x.name] > 0.5]
+        kept_DS = {
+            (int(e), int(g)): old.share_DS[:, s] for s, (e, g) in enumerate(zip(old.expert_S, old.rank_S, strict=True))
+        }
         shares = []
-        for e, g, _ in slots:
+        for e, g in slots:
             if e in self._experts:
                 share_Q = [result.values[self._y[q, e, g].name] for q in range(self._num_groups)]
                 shares.append(np.clip(np.array(share_Q), 0.0, 1.0)[self._group_D])
             else:
                 shares.append(kept_DS[e, g])
         share_DS = np.array(shares).T
-        total_DE = np.zeros((len(share_DS), old.num_experts))
-        expert_S = np.array([e for e, _, _ in slots])
-        np.add.at(total_DE, (slice(None), expert_S), share_DS)
-        rank_S = np.array([g for _, g, _ in slots])
+        expert_S = np.array([e for e, _ in slots])
+        total_DE = sums_by(share_DS, expert_S, old.num_experts)
+        rank_S = np.array([g for _, g in slots])
         order = np.argsort(rank_S, kind="stable")
         share_DS = (share_DS / total_DE[:, expert_S])[:, order]
         return Placement(expert_S[order], rank_S[order], share_DS, old.num_experts, old.num_ranks).without_idle_slots()

@@ -90,9 +90,7 @@ def solve(
         jobs = _layer_jobs(problems, starts, budget, seed, time_limit_s, started, workers or joblib.cpu_count())
         complete = _collect(jobs, solutions, on_layer)
     finished = [done or _unsearched(problems[row], starts[row]) for row, done in enumerate(solutions)]
-    return Solution(
-        objective, chosen, tuple(finished), baselines, complete, time.monotonic() - started, solver_name()
-    )
+    return Solution(objective, chosen, tuple(finished), baselines, complete, time.monotonic() - started, solver_name())
 
 
 def _baselines(workload: Workload, slots_R: IntArray) -> dict[str, list[Placement]]:

@@ -17,7 +17,7 @@ from scipy.optimize import linprog
 
 from planner.cost import Leg, Phase
 from planner.layer import LayerCost, LayerProblem
-from planner.placement import FloatArray, IntArray, Placement
+from planner.placement import FloatArray, IntArray, Placement, sums_by
 from planner.wire import pair_rows_CR
 
 MIN_GAIN = 1e-7  # a relative gain below this is rounding
@@ -63,13 +63,15 @@ def _linear_optimum(problem: LayerProblem, placement: Placement) -> FloatArray |
 
     blocks, bounds = [], []
     for phase, (us_NY, base_N) in enumerate(model):
-        time_N3 = sp.csr_array((np.full(len(base_N), -1.0), (np.arange(len(base_N)), np.full(len(base_N), phase))), shape=(len(base_N), 3))
+        time_N3 = sp.csr_array(
+            (np.full(len(base_N), -1.0), (np.arange(len(base_N)), np.full(len(base_N), phase))), shape=(len(base_N), 3)
+        )
         blocks.append(sp.hstack([us_NY, time_N3]))
         bounds.append(-base_N)
     experts, expert_M = np.unique(placement.expert_S[slot_M], return_inverse=True)
     row_Y = (np.arange(Q)[:, None] * len(experts) + expert_M[None, :]).ravel()
     sums = sp.csr_array((np.ones(num_shares), (row_Y, np.arange(num_shares))), shape=(Q * len(experts), num_shares + 3))
-    result = linprog(
+    result = linprog(  # type: ignore[call-overload]  # the stubs do not know that sparse matrices are accepted
         c=np.concatenate([np.zeros(num_shares), np.ones(3)]),
         A_ub=sp.vstack(blocks).tocsr(),
         b_ub=np.concatenate(bounds),
@@ -95,8 +97,7 @@ def _share_groups(problem: LayerProblem) -> IntArray:
 def _clean(share_QM: FloatArray, expert_M: IntArray) -> FloatArray:
     """Clear the solver's tolerances: no negative share, every sum exactly one."""
     share_QM = np.where(share_QM < 1e-9, 0.0, share_QM)
-    total_QX = np.zeros((len(share_QM), int(expert_M.max()) + 1))
-    np.add.at(total_QX, (slice(None), expert_M), share_QM)
+    total_QX = sums_by(share_QM, expert_M, int(expert_M.max()) + 1)
     return share_QM / total_QX[:, expert_M]
 
 
@@ -144,7 +145,7 @@ class _Gradient:
         if not leg.distinct:
             return pair_rows_CR(problem.rows_CE, problem.class_domain_C, self.placement).ravel(), None
         counted = self.cost.counted[leg.target]
-        return counted.rows_CT().ravel(), counted.gradient_CET()
+        return counted.rows_CT.ravel(), counted.gradient_CET
 
     def _slope(self, leg: Leg, gradient_CET: FloatArray | None) -> sp.csr_array:
         """Return d rows_X / d share_Y, X = (class, target)."""

@@ -30,12 +30,14 @@ def constructed(problem: LayerProblem, spare: int, *, local: bool, home_E: IntAr
 
 def local_shares(placement: Placement, domain_R: IntArray) -> FloatArray:
     """Return share_DS that send tokens to copies in their own domain where there are any, else to all copies alike."""
-    D, S = placement.share_DS.shape
+    D = placement.num_domains
     inside_DS = domain_R[placement.rank_S][None, :] == np.arange(D)[:, None]
     inside_DE = np.zeros((D, placement.num_experts))
     np.add.at(inside_DE, (domain_R[placement.rank_S], placement.expert_S), 1.0)
     local_DS = inside_DE[:, placement.expert_S]
-    share_DS: FloatArray = np.where(local_DS > 0, inside_DS / np.maximum(local_DS, 1), 1.0 / placement.copies_E[placement.expert_S])
+    share_DS: FloatArray = np.where(
+        local_DS > 0, inside_DS / np.maximum(local_DS, 1), 1.0 / placement.copies_E[placement.expert_S]
+    )
     return share_DS
 
 
@@ -54,12 +56,11 @@ def _copies(problem: LayerProblem, spare: int, *, local: bool) -> IntArray:
             gain_E = np.where(copies_E < problem.num_domains, load_E, gain_E / E)
         gain_E = np.where(copies_E < most, gain_E, -1.0)
         copies_E[gain_E.argmax()] += 1
-    return copies_E
+    result: IntArray = copies_E
+    return result
 
 
-def _to_domains(
-    problem: LayerProblem, copies_E: IntArray, home_E: IntArray | None
-) -> tuple[FloatArray, IntArray]:
+def _to_domains(problem: LayerProblem, copies_E: IntArray, home_E: IntArray | None) -> tuple[FloatArray, IntArray]:
     """Return the load of each expert in each domain, and its copies there."""
     E, D, domain_R = problem.num_experts, problem.num_domains, problem.domain_R
     source_DE = np.zeros((D, E))

@@ -16,7 +16,7 @@ import numpy as np
 
 from planner.cost import Leg, Phase
 from planner.layer import LayerCost, LayerProblem
-from planner.placement import FloatArray, IntArray, Placement
+from planner.placement import BoolArray, FloatArray, IntArray, Placement
 
 MIN_GAIN = 1e-6  # a relative gain below this is not worth a step
 DOUBLINGS = 6  # the maximum is followed through a mean of exponent 2^6: ties have a slope, no plateau stops the descent
@@ -69,7 +69,7 @@ def _soft_max(us_XN: FloatArray) -> FloatArray:
 
 
 class _LinkPrices:
-    """Dense prices of every leg, target first: us_TCN[t] is what a row from each class to target t costs on each link."""
+    """Dense prices of every leg, target first: us_TCN[t, c] is what a row from class c to target t costs on each link."""
 
     def __init__(self, problem: LayerProblem) -> None:
         classes = len(problem.class_size_C)
@@ -128,10 +128,10 @@ class _Swaps:
     def __init__(self, problem: LayerProblem, placement: Placement, rank: int) -> None:
         self._problem, self._placement, self._rank = problem, placement, rank
         self.mine_A = np.flatnonzero(placement.rank_S == rank)
-        self.place_RB, self._empty_RB, self._forbidden_RB = self._places()
+        self.place_RB, self._forbidden_RB = self._places()
 
-    def _places(self) -> tuple[IntArray, FloatArray, FloatArray]:
-        """Return slot at each place (-1 = none), whether it is a free slot, and whether it is no place at all."""
+    def _places(self) -> tuple[IntArray, BoolArray]:
+        """Return the slot at each place (-1 = none), and whether it is no place at all."""
         placement, slots_R = self._placement, self._problem.slots_R
         used_R = placement.slots_R
         first_R = np.cumsum(used_R) - used_R
@@ -141,12 +141,12 @@ class _Swaps:
         free_RB = (column_B == used_R[:, None]) & (used_R < slots_R)[:, None]
         forbidden_RB = ~(used_RB | free_RB)
         forbidden_RB[self._rank] = True
-        return place_RB, free_RB, forbidden_RB
+        return place_RB, forbidden_RB
 
     def soft_us(self, prices: _LinkPrices, cost: LayerCost) -> FloatArray:
         """Return the smooth cost after each swap [A, R, B]; infinite where it is not allowed."""
         problem = self._problem
-        gradients = {target: counted.gradient_CET() for target, counted in cost.counted.items()}
+        gradients = {target: counted.gradient_CET for target, counted in cost.counted.items()}
         soft_ARB = self._compute_us(cost)
         for phase, us_N in ((problem.cost.dispatch, cost.dispatch_us_N), (problem.cost.combine, cost.combine_us_N)):
             if not us_N.size:
@@ -173,7 +173,10 @@ class _Swaps:
         their_S = np.maximum(self.place_RB, 0)
         theirs_here = self._rows(their_S.ravel(), target_R[[rank]], gradient_CET)[:, 0].reshape(*their_S.shape, -1)
         theirs_there = self._rows_at(their_S, target_R, gradient_CET)
-        by_mine = np.matmul(mine_there_ARC.transpose(1, 0, 2), there_RCN).transpose(1, 0, 2) - (mine_here_AC @ here_CN)[:, None]
+        by_mine = (
+            np.matmul(mine_there_ARC.transpose(1, 0, 2), there_RCN).transpose(1, 0, 2)
+            - (mine_here_AC @ here_CN)[:, None]
+        )
         by_theirs = theirs_here @ here_CN - np.matmul(theirs_there, there_RCN)
         by_theirs[self.place_RB < 0] = 0.0
         if leg.target == "domain":  # a move inside a domain changes nothing between domains
@@ -204,7 +207,9 @@ class _Swaps:
     def _compute_us(self, cost: LayerCost) -> FloatArray:
         """Return the smooth maximum of the ranks' compute times after each swap [A, R, B]; two ranks change."""
         problem, us_R = self._problem, cost.compute_us_R
-        load_S = np.einsum("c,cs,cs->s", problem.class_size_C, problem.rows_CE[:, self._placement.expert_S], self._share_CS)
+        load_S = np.einsum(
+            "c,cs,cs->s", problem.class_size_C, problem.rows_CE[:, self._placement.expert_S], self._share_CS
+        )
         active_S = problem.active_E[self._placement.expert_S]
         used_RB = self.place_RB >= 0
         load_ARB = np.where(used_RB, load_S[self.place_RB], 0.0)[None] - load_S[self.mine_A][:, None, None]
@@ -219,7 +224,7 @@ class _Swaps:
         soft_ARB: FloatArray = top * powers ** (0.5**DOUBLINGS)
         return soft_ARB
 
-    def _not_allowed(self) -> FloatArray:
+    def _not_allowed(self) -> BoolArray:
         """Mask swaps that would put two copies of an expert on one rank, or use a place that is none."""
         placement = self._placement
         mine_E, their_RB = placement.expert_S[self.mine_A], placement.expert_S[self.place_RB]
@@ -227,7 +232,8 @@ class _Swaps:
         holds_RE[placement.rank_S, placement.expert_S] = True
         twice_there_AR = holds_RE[:, mine_E].T
         twice_here_RB = holds_RE[self._rank][their_RB] & (self.place_RB >= 0)
-        return twice_there_AR[:, :, None] | (twice_here_RB | self._forbidden_RB)[None]
+        forbidden_ARB: BoolArray = twice_there_AR[:, :, None] | (twice_here_RB | self._forbidden_RB)[None]
+        return forbidden_ARB
 
 
 def _swapped(placement: Placement, mine: int, theirs: int, other: int) -> Placement:
@@ -238,5 +244,9 @@ def _swapped(placement: Placement, mine: int, theirs: int, other: int) -> Placem
     rank_S[mine] = other
     order = np.argsort(rank_S, kind="stable")
     return Placement(
-        placement.expert_S[order], rank_S[order], placement.share_DS[:, order], placement.num_experts, placement.num_ranks
+        placement.expert_S[order],
+        rank_S[order],
+        placement.share_DS[:, order],
+        placement.num_experts,
+        placement.num_ranks,
     )

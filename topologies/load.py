@@ -1,0 +1,78 @@
+"""From what a user names (a catalog string, a cluster file, a topology file) to a cluster."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from topologies.build import build_cluster
+from topologies.catalog import catalog_names, load_system, system_spec
+from topologies.cluster_file import load_spec, validate
+from topologies.errors import BadInput, unknown_name
+from topologies.graph import Cluster
+from topologies.importing import Knowledge, join_hosts, read_topology
+from topologies.spec import MAX_HOSTS, ClusterSpec, Fabric
+
+CLUSTER_FILE = re.compile(r".+\.(ya?ml)", re.IGNORECASE)
+NAME_AND_UNITS = re.compile(r"([^:]*)(?::(.*))?", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A description, and notes for the user on what was taken from where."""
+
+    spec: ClusterSpec
+    notes: tuple[str, ...] = ()
+
+
+def resolve(spec_or_file: str, knowledge: Knowledge | None = None) -> Resolved:
+    """Return the description that a string stands for.
+
+    `NAME:UNITS` or `NAME` of the catalog; a cluster file (.yaml); or a topology file (NCCL XML, `nvidia-smi topo -m`)
+    as the one host it describes, completed by what the user knows.
+    """
+    if CLUSTER_FILE.fullmatch(spec_or_file):
+        return Resolved(load_spec(spec_or_file))
+    if _is_file(spec_or_file):
+        reading = read_topology(spec_or_file, knowledge or Knowledge())
+        return Resolved(join_hosts([reading], knowledge or Knowledge(), name=Path(spec_or_file).stem), reading.notes)
+    name, units = NAME_AND_UNITS.fullmatch(spec_or_file).groups()  # type: ignore[union-attr]  # it matches any string
+    if name not in catalog_names():
+        if "/" in spec_or_file or "." in spec_or_file:
+            raise BadInput(f"{spec_or_file}: no such file, nor a system of the catalog: {', '.join(catalog_names())}")
+        raise unknown_name("cluster", name, catalog_names())
+    if units is not None and (not re.fullmatch(r"[0-9]{1,4}", units, re.ASCII) or int(units) == 0):
+        raise BadInput(
+            f"{spec_or_file!r}: the number of hosts must be a whole number from 1, not {units!r}; try {name}:4"
+        )
+    count = 1 if units is None else int(units)
+    hosts = count * load_system(name).domain_hosts
+    if hosts > MAX_HOSTS:
+        raise BadInput(f"{spec_or_file!r}: {hosts} hosts, over the limit of {MAX_HOSTS}")
+    return Resolved(system_spec(name, count))
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # a name too long, or with a NUL byte
+        return False
+
+
+def load_cluster(spec_or_file: str, *, radix: int | None = None, oversubscription: float | None = None) -> Cluster:
+    """Return the cluster that a specification string or a file describes.
+
+    `hgx-h100:4` is four hosts of 8 GPUs joined by rail-optimised leaves and a spine; `gb200-nvl72:2` two racks of 72.
+    `radix` and `oversubscription` replace those of the fabric.
+    """
+    return build_cluster(with_fabric(resolve(spec_or_file).spec, radix=radix, oversubscription=oversubscription))
+
+
+def with_fabric(spec: ClusterSpec, **changes: object) -> ClusterSpec:
+    """Return a description with some fields of its fabric replaced; those given as None stay."""
+    given = {key: value for key, value in changes.items() if value is not None}
+    if not given:
+        return spec
+    fabric = validate(Fabric, {**spec.fabric.model_dump(), **given}, f"fabric of {spec.name}")
+    return spec.model_copy(update={"fabric": fabric})
