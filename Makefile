@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 TORCH  ?= 2.13.0
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint schema clean
 
 demo: $(VENV)/planner.ready        ## plan the bundled trace on two small hosts and compare
 	$(BIN)/epplan plan -o plan.json
@@ -27,6 +27,9 @@ $(VENV)/test.ready: $(VENV)/planner.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[executor,test]"
 	touch $@
+
+schema: $(VENV)/planner.ready      ## bring the committed JSON Schema of plan.json up to date
+	$(BIN)/python -c "from planner.plan import SCHEMA_FILE, schema_text; SCHEMA_FILE.write_text(schema_text())"
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

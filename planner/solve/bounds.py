@@ -14,7 +14,10 @@ Shapes: C source classes, E experts, R ranks, D domains, N links, F families of 
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
+import scipy.sparse as sp
 
 from planner.cost import Phase
 from planner.layer import LayerProblem
@@ -43,13 +46,8 @@ def _prices(problem: LayerProblem, phase: Phase) -> list[FloatArray]:
     C, R = len(problem.class_size_C), problem.num_ranks
     if not phase.link_names:
         return [np.zeros((C, R))]
-    column_N = sum((np.asarray(leg.us_XN.sum(axis=0)).ravel() for leg in phase.legs), np.zeros(len(phase.link_names)))
-    count_N = sum((np.diff(leg.us_XN.tocsc().indptr) for leg in phase.legs), np.zeros(len(phase.link_names)))
-    keys = np.stack([np.round(column_N / column_N.max(), 9), count_N], axis=1)
-    _, family_N = np.unique(keys, axis=0, return_inverse=True)
     tables = []
-    for family in range(int(family_N.max()) + 1):
-        weight_N = (family_N.ravel() == family) / (family_N.ravel() == family).sum()
+    for weight_N in _families(phase):
         table_CR = np.zeros((C, R))
         for leg in phase.legs:
             price_CT = (leg.us_XN @ weight_N).reshape(C, -1)
@@ -58,6 +56,21 @@ def _prices(problem: LayerProblem, phase: Phase) -> list[FloatArray]:
             table_CR += price_CT if leg.target == "rank" else price_CT[:, problem.domain_R]
         tables.append(table_CR)
     return tables
+
+
+@lru_cache(maxsize=16)
+def _families(phase: Phase) -> FloatArray:
+    """Return even weights [F, N] over each family of links that carry alike: as many prices, the same total.
+
+    Kept for the phases seen last, since all layers of a workload share them.
+    """
+    columns = sp.csc_array(sp.vstack([leg.us_XN for leg in phase.legs]))
+    total_N, count_N = np.asarray(columns.sum(axis=0)).ravel(), np.diff(columns.indptr)
+    keys = np.stack([np.round(total_N / total_N.max(), 9), count_N], axis=1)
+    _, family_N = np.unique(keys, axis=0, return_inverse=True)
+    member_FN = family_N.ravel()[None, :] == np.arange(int(family_N.max()) + 1)[:, None]
+    weight_FN: FloatArray = member_FN / member_FN.sum(axis=1, keepdims=True)
+    return weight_FN
 
 
 def _most_pairs_per_row(problem: LayerProblem, target: str) -> float:

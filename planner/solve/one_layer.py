@@ -41,7 +41,7 @@ class Budget:
     """
 
     finalists: int = 1
-    domain_swaps: int = 200
+    domain_swaps: int = 100
     swaps: int = 60
     share_rounds: int = 3
     neighbourhoods: int = 2

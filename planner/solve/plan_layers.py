@@ -16,7 +16,7 @@ from planner.placement import IntArray, Placement
 from planner.solve.bounds import lower_bound
 from planner.solve.milp import solver_name
 from planner.solve.one_layer import UNTIL_DEADLINE, Budget, LayerSolution, best_start, solve_layer
-from planner.timing import EXCHANGES, Exchange, TimingProfile
+from planner.timing import EXCHANGES, Exchange, Overlap, TimingProfile
 from planner.workload import Workload
 from topologies import Infeasible
 
@@ -59,6 +59,7 @@ def solve(
     *,
     objective: Objective = "time",
     exchange: Exchange | Literal["auto"] = "auto",
+    overlap: Overlap = "none",
     time_limit_s: float | None = None,
     seed: int = 0,
     workers: int | None = None,
@@ -74,7 +75,7 @@ def solve(
     """
     started = time.monotonic()
     baselines = _baselines(workload, slots_R)
-    costs = {name: step_cost(workload, profile, name) for name in _candidates(exchange, objective)}
+    costs = {name: step_cost(workload, profile, name, overlap=overlap) for name in _candidates(exchange, objective)}
     chosen = next(iter(costs))
     if len(costs) > 1:
         chosen = min(costs, key=lambda name: _start_us(workload, costs[name], slots_R, baselines))

@@ -10,7 +10,7 @@ B places on another rank (its slots, then one free slot if it has any).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -20,7 +20,8 @@ from planner.placement import BoolArray, FloatArray, IntArray, Placement
 
 MIN_GAIN = 1e-6  # a relative gain below this is not worth a step
 DOUBLINGS = 6  # the maximum is followed through a mean of exponent 2^6: ties have a slope, no plateau stops the descent
-CHECKED = 4  # candidates whose true cost is worked out before a rank is given up
+LISTED = 64  # cheapest swaps that are looked at, of all that were priced
+CHECKED = 6  # swaps whose true cost is worked out in one round
 
 
 def descend_by_swaps(
@@ -41,7 +42,7 @@ def descend_by_swaps(
         if deadline is not None and time.monotonic() >= deadline:
             break
         for rank in _busiest_ranks(problem, placement, cost):
-            better = _best_swap(problem, prices, placement, cost, rank, reshare)
+            better = _best_swaps(problem, prices, placement, cost, rank, reshare)
             if better is not None:
                 placement, cost = better
                 break
@@ -99,7 +100,7 @@ def _ranks_behind(problem: LayerProblem, cost: LayerCost, phase: Phase, link: in
     return [int(rank) for rank in order_R[:2]]
 
 
-def _best_swap(
+def _best_swaps(
     problem: LayerProblem,
     prices: _LinkPrices,
     placement: Placement,
@@ -107,19 +108,23 @@ def _best_swap(
     rank: int,
     reshare: Callable[[Placement], Placement],
 ) -> tuple[Placement, LayerCost] | None:
-    """Return the placement after the best improving swap with a slot of `rank`, and its cost; None without one."""
-    ceiling = soft_us(cost) * (1 - MIN_GAIN)
+    """Return the placement after improving swaps with slots of `rank`, and its cost; None without one.
+
+    The swaps are priced one by one but kept together: each that still lowers the true cost after those before it.
+    """
     swaps = _Swaps(problem, placement, rank)
     soft_ARB = swaps.soft_us(prices, cost)
-    best = np.argsort(soft_ARB, axis=None, kind="stable")[:CHECKED]
-    for a, r, b in zip(*np.unravel_index(best, soft_ARB.shape), strict=True):
-        if not soft_ARB[a, r, b] < ceiling:
-            break
-        trial = reshare(_swapped(placement, int(swaps.mine_A[a]), int(swaps.place_RB[r, b]), int(r)))
+    before = now = soft_us(cost)
+    kept: list[tuple[int, int, int]] = []
+    for mine, theirs, other in swaps.most_promising(soft_ARB, now * (1 - MIN_GAIN)):
+        trial = reshare(_swapped(placement, [*kept, (mine, theirs, other)]))
         trial_cost = problem.evaluate(trial)
-        if soft_us(trial_cost) < ceiling:
-            return trial, trial_cost
-    return None
+        if soft_us(trial_cost) < now * (1 - MIN_GAIN):
+            kept.append((mine, theirs, other))
+            best, cost, now = trial, trial_cost, soft_us(trial_cost)
+        elif not kept:
+            break
+    return (best, cost) if now < before else None
 
 
 class _Swaps:
@@ -162,6 +167,24 @@ class _Swaps:
             soft_ARB += _soft_max(np.maximum(after, 0.0))
         soft_ARB[self._not_allowed()] = np.inf
         return soft_ARB
+
+    def most_promising(self, soft_ARB: FloatArray, ceiling_us: float) -> Iterator[tuple[int, int, int]]:
+        """Yield (my slot, their slot or -1, other rank), cheapest first; no slot and no incoming expert twice."""
+        flat = soft_ARB.ravel()
+        best = np.argpartition(flat, min(LISTED, flat.size - 1))[:LISTED]
+        best = best[np.lexsort((best, flat[best]))]
+        mine_used: set[int] = set()
+        incoming: set[int] = set()
+        for a, r, b in zip(*np.unravel_index(best[flat[best] < ceiling_us], soft_ARB.shape), strict=True):
+            mine, theirs = int(self.mine_A[a]), int(self.place_RB[r, b])
+            expert = int(self._placement.expert_S[theirs]) if theirs >= 0 else -1 - int(r)  # one free slot a rank
+            if mine in mine_used or expert in incoming:
+                continue
+            mine_used.add(mine)
+            incoming.add(expert)
+            yield mine, theirs, int(r)
+            if len(mine_used) == CHECKED:
+                return
 
     def _change(self, leg: Leg, us_TCN: FloatArray, gradient_CET: FloatArray | None) -> tuple[FloatArray, FloatArray]:
         """Return the change of every link when my slot leaves for rank r [A, R, N], and when theirs comes [R, B, N]."""
@@ -236,12 +259,13 @@ class _Swaps:
         return forbidden_ARB
 
 
-def _swapped(placement: Placement, mine: int, theirs: int, other: int) -> Placement:
-    """Return the placement after slots `mine` and `theirs` traded ranks (theirs = -1: a free slot of `other`)."""
+def _swapped(placement: Placement, swaps: Sequence[tuple[int, int, int]]) -> Placement:
+    """Return the placement after each (mine, theirs, other) traded ranks (theirs = -1: a free slot of `other`)."""
     rank_S = placement.rank_S.copy()
-    if theirs >= 0:
-        rank_S[theirs] = rank_S[mine]
-    rank_S[mine] = other
+    for mine, theirs, other in swaps:
+        if theirs >= 0:
+            rank_S[theirs] = rank_S[mine]
+        rank_S[mine] = other
     order = np.argsort(rank_S, kind="stable")
     return Placement(
         placement.expert_S[order],
