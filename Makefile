@@ -7,7 +7,7 @@ TORCH  ?= 2.13.0
 .PHONY: demo test lint schema clean
 
 demo: $(VENV)/planner.ready        ## plan the bundled trace on two small hosts and compare
-	$(BIN)/epplan plan -o plan.json
+	$(BIN)/epplan plan --tokens-per-rank 16384 -o plan.json
 	$(BIN)/epplan evaluate plan.json linear round-robin eplb eplb-global
 
 test: $(VENV)/test.ready lint      ## lint, types, and all tests that need no special machine

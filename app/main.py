@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 
 import click
@@ -15,8 +16,11 @@ from topologies.errors import EpplanError
 
 # verb -> module:command; loaded on use, so that `epplan --help` does not import the solvers
 COMMANDS = {
+    "accuracy": "app.commands.accuracy:accuracy",
+    "calibrate": "app.commands.calibrate:calibrate",
     "evaluate": "app.commands.evaluate:evaluate",
     "plan": "app.commands.plan:plan",
+    "simulate": "app.commands.simulate:simulate",
     "topology": "app.commands.topology:topology",
 }
 
@@ -53,7 +57,8 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; SIGTERM ends it as Ctrl-C does, so that a batch system too keeps the best plan so far."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = cli.main(standalone_mode=False)
     except EpplanError as error:

@@ -8,6 +8,9 @@ from typing import Any
 from rich.table import Table
 
 from planner import Prediction, TimingProfile
+from planner.provenance import weakest
+
+_OVERLAP_NOTES = {"two-batches": " (phases of one micro-batch)"}
 
 
 def comparison(
@@ -15,18 +18,31 @@ def comparison(
 ) -> Table:
     """Lay plans side by side: means over layers, the worst layer's imbalance, and what holds the slowest layer up."""
     layers = len(predictions[0].layers)
+    origin = weakest(prediction.provenance for prediction in predictions)
+    label = profile.status if origin == "vendor" else f"{profile.status}, {origin}"
+    overlap = predictions[0].overlap
+    note = note if overlap == "none" else f"; overlap {overlap}{_OVERLAP_NOTES.get(overlap, '')}{note}"
     table = Table(
-        title=f"Predicted per layer (mean of {layers}), profile {profile.name} ({profile.status}){note}",
+        title=f"Predicted per layer (mean of {layers}), profile {profile.name} ({label}){note}",
         title_justify="left",
         header_style="bold",
     )
     table.add_column("plan")
-    for name in ("imbalance", "worst", "dispatch us", "compute us", "combine us", "layer us", "vs best", "GB/rank"):
+    for name in (
+        "imbalance",
+        "worst",
+        "dispatch us",
+        "compute us",
+        "combine us",
+        "layer us",
+        "vs best",
+        "weights/rank",
+    ):
         table.add_column(name, justify="right")
     if gaps is not None:
         table.add_column("gap", justify="right")
     table.add_column("exchange")
-    table.add_column("bottleneck of the slowest layer", overflow="fold")
+    table.add_column("slowest layer held up by", overflow="fold")
     best_us = min(prediction.total_us for prediction in predictions)
     for prediction in predictions:
         cells = [
@@ -35,7 +51,7 @@ def comparison(
             f"{prediction.worst_imbalance:.3f}",
             *(f"{prediction.mean(field):,.1f}" for field in ("dispatch_us", "compute_us", "combine_us", "layer_us")),
             f"{prediction.total_us / best_us:.3f}x",
-            f"{prediction.memory_bytes / 1e9:.2f}",
+            _bytes(prediction.memory_bytes),
         ]
         if gaps is not None:
             cells.append(gaps.get(prediction.name, "-"))
@@ -45,12 +61,18 @@ def comparison(
     return table
 
 
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
+
+
 def as_json(predictions: Sequence[Prediction]) -> dict[str, Any]:
     """Return predictions in the form of `epplan evaluate --json`; times in microseconds."""
     return {
         "plans": [
             {
                 "name": prediction.name,
+                "overlap": prediction.overlap,
+                "provenance": prediction.provenance,
                 "total_us": prediction.total_us,
                 "layers": [vars(layer) for layer in prediction.layers],
             }

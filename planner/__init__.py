@@ -1,8 +1,8 @@
 """Decisions: model, routing, placement, prediction, optimisation, plan.json. Needs no torch.
 
-    cluster, model = load_cluster("hgx-h100:4"), load_model("deepseek-v3")
-    workload = build_workload(model, cluster, load_routing("loads.json", model), tokens_per_rank=4096)
-    solution = solve(workload, load_profile(), slots_of_ranks(model, cluster, 9, workload.num_layers))
+cluster, model = load_cluster("hgx-h100:4"), load_model("deepseek-v3")
+workload = build_workload(model, cluster, load_routing("loads.json", model), tokens_per_rank=4096)
+solution = solve(workload, load_profile(), slots_of_ranks(model, cluster, 9, workload.num_layers))
 """
 
 from planner.assemble import assemble_plan

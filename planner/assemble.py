@@ -60,6 +60,8 @@ def _predicted(prediction: Prediction, profile: TimingProfile) -> Predicted:
         memory_bytes_per_rank=prediction.memory_bytes,
         profile=profile.name,
         profile_status=profile.status,
+        overlap=prediction.overlap,
+        provenance=prediction.provenance,
         layers=tuple(PredictedLayer(**vars(layer)) for layer in prediction.layers),
     )
 

@@ -42,7 +42,9 @@ def baseline(name: str, workload: Workload, slots_R: IntArray) -> list[Placement
 def _eplb_map(name: str, workload: Workload, slots_R: IntArray) -> tuple[IntArray, IntArray]:
     slots = int(slots_R.min())
     if (slots_R != slots).any():
-        raise Infeasible(f"baseline {name}: needs the same number of slots on every rank, has {slots} to {slots_R.max()}")
+        raise Infeasible(
+            f"baseline {name}: needs the same number of slots on every rank, has {slots} to {slots_R.max()}"
+        )
     num_hosts = workload.cluster.num_hosts
     groups = workload.model.groups if name == "eplb" else 1
     if groups % num_hosts:
@@ -147,5 +149,7 @@ def replicate(weight_XE: FloatArray, num_slots: int) -> tuple[IntArray, IntArray
 
 def _inverse(permutation_XN: IntArray) -> IntArray:
     inverse_XN = np.empty_like(permutation_XN)
-    np.put_along_axis(inverse_XN, permutation_XN, np.broadcast_to(np.arange(permutation_XN.shape[1]), permutation_XN.shape), axis=1)
+    np.put_along_axis(
+        inverse_XN, permutation_XN, np.broadcast_to(np.arange(permutation_XN.shape[1]), permutation_XN.shape), axis=1
+    )
     return inverse_XN

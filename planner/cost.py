@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import scipy.sparse as sp
 
 from planner.placement import FloatArray, IntArray
-from planner.timing import Exchange, TimingProfile, alpha_us, rows_per_peer
+from planner.prices import ExchangePrices, exchange_prices, expert_prices, shared_expert_us
+from planner.provenance import Provenance, weakest
+from planner.timing import Exchange, Overlap, TimingProfile, rows_per_peer
 from planner.workload import Workload
 from topologies import BadInput, Cluster, rail_peers, routes
 
 Target = Literal["rank", "domain"]
+MICRO_BATCH = 0.5  # part of the step in each of two micro-batches
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +57,10 @@ class StepCost:
         launch_us: fixed time of the experts' grouped GEMM.
         slot_us_R: time on each rank for one active expert, however few its rows (weights read, GEMM ramp).
         row_us_R: time on each rank for one row.
+        overlap: how the phases share the time (see `LayerCost.layer_us`). With `two-batches` all prices are those of
+            one of the two micro-batches: half of the rows, the same start-ups and the same weights read.
+        shared_us: time of the shared experts, under which the dispatch hides with `shared-expert`.
+        label, reasons: provenance of the numbers, and why they are not `fitted`.
 
     """
 
@@ -62,41 +70,103 @@ class StepCost:
     launch_us: float
     slot_us_R: FloatArray
     row_us_R: FloatArray
+    overlap: Overlap = "none"
+    shared_us: float = 0.0
+    label: Provenance = "vendor"
+    reasons: tuple[str, ...] = ()
+
+    def layer_us(self, dispatch_us: float, compute_us: float, combine_us: float) -> float:
+        """Return the time that a layer takes, from the times of its three phases.
+
+        none            dispatch + compute + combine
+        shared-expert   max(dispatch - shared, 0) + compute + combine     what the routed experts add to the step:
+                        the dispatch runs under the shared experts, which have to run anyhow
+        two-batches     d + max(d, c) + max(c, b) + b     for halves d, c, b: batch 2 is sent while batch 1 is
+                        computed, and computed while batch 1 comes back; the link carries one batch at a time
+        """
+        if self.overlap == "shared-expert":
+            return max(dispatch_us - self.shared_us, 0.0) + compute_us + combine_us
+        if self.overlap == "two-batches":
+            return dispatch_us + max(dispatch_us, compute_us) + max(compute_us, combine_us) + combine_us
+        return dispatch_us + compute_us + combine_us
+
+    def layer_bound_us(self, sum_us: float) -> float:
+        """Return a lower bound on `layer_us` from one on dispatch + compute + combine.
+
+        `none` is the sum itself. `shared-expert`: max(D - S, 0) + C + B >= D + C + B - S. `two-batches`: each maximum
+        is at least the mean of its two, so the time is at least 1.5 d + c + 1.5 b >= d + c + b.
+        """
+        return max(sum_us - self.shared_us, 0.0) if self.overlap == "shared-expert" else sum_us
 
 
-def step_cost(workload: Workload, profile: TimingProfile, exchange: Exchange, policy: str = "pxn") -> StepCost:
-    """Build the price list of a workload under one exchange algorithm.
+_PRICE_LISTS: WeakKeyDictionary[Workload, dict[tuple[int, Exchange, str, Overlap], tuple[TimingProfile, StepCost]]] = (
+    WeakKeyDictionary()
+)
 
-    Raises BadInput where the profile lacks an efficiency for a kind of link that the cluster has, or the GPU a
-    figure that the model needs.
+
+def step_cost(
+    workload: Workload,
+    profile: TimingProfile,
+    exchange: Exchange,
+    policy: str = "pxn",
+    overlap: Overlap = "none",
+) -> StepCost:
+    """Build the price list of a workload under one exchange algorithm and one way to overlap its phases.
+
+    The list is kept with the workload: asking again costs nothing. Raises BadInput where the profile lacks an
+    efficiency for a kind of link that the cluster has, or the GPU a figure that the model needs.
     """
+    kept = _PRICE_LISTS.setdefault(workload, {})
+    key = (id(profile), exchange, policy, overlap)
+    if key not in kept:  # the profile is kept beside its list, so that its id stays its own
+        kept[key] = (profile, _step_cost(workload, profile, exchange, policy, overlap))
+    return kept[key][1]
+
+
+def _step_cost(
+    workload: Workload, profile: TimingProfile, exchange: Exchange, policy: str, overlap: Overlap
+) -> StepCost:
     cluster, model = workload.cluster, workload.model
+    if overlap == "shared-expert" and not model.shared_intermediate:
+        raise BadInput(f"overlap shared-expert: {model.name} has no shared experts to run under the dispatch")
     route_PN = routes(cluster, policy)
     hops = _two_level_hops(workload) if exchange == "two-level" else _direct_hops(workload, exchange == "dedup")
     top_k = workload.rows_LCE.sum() / (workload.num_layers * workload.rows_LCE.shape[1] * workload.tokens_per_rank)
-    peer_rows = rows_per_peer(
-        exchange, workload.tokens_per_rank, top_k, cluster.num_ranks, cluster.num_domains
-    )
+    peer_rows = rows_per_peer(exchange, workload.tokens_per_rank, top_k, cluster.num_ranks, cluster.num_domains)
 
-    def phase(row_bytes: float, *, back: bool) -> Phase:
-        regime = profile.regime(peer_rows * row_bytes)
-        byte_us_N = _byte_us(cluster, regime.efficiency, profile.name)
-        row_us_N = sp.diags_array(byte_us_N * row_bytes)
+    share = MICRO_BATCH if overlap == "two-batches" else 1.0
+
+    def priced(op: str, row_bytes: float) -> ExchangePrices:
+        return exchange_prices(
+            profile, cluster, exchange, op, dtype=model.dispatch_dtype if op == "dispatch" else "bf16",
+            tokens=share * workload.tokens_per_rank, message_bytes=share * peer_rows * row_bytes,
+        )  # fmt: skip
+
+    def phase(prices: ExchangePrices, row_bytes: float, *, back: bool) -> Phase:
+        byte_us_N = link_byte_us(cluster, prices.efficiency, profile.name)
+        row_us_N = sp.diags_array(byte_us_N * row_bytes * share)
         legs = [
-            Leg(hop.target, hop.distinct, sp.csr_array(hop.selector(cluster.num_ranks, back=back) @ route_PN @ row_us_N))
+            Leg(
+                hop.target, hop.distinct, sp.csr_array(hop.selector(cluster.num_ranks, back=back) @ route_PN @ row_us_N)
+            )
             for hop in hops
         ]
         names = tuple(f"{link.kind} {link.source} -> {link.target}" for link in cluster.links)
-        return without_idle_links(Phase(alpha_us(regime, exchange, cluster.num_domains), tuple(legs), names))
+        return without_idle_links(Phase(prices.alpha_us, tuple(legs), names))
 
-    slot_us_R, row_us_R = _compute_us(workload, profile)
+    out, back = priced("dispatch", model.dispatch_row_bytes), priced("combine", model.combine_row_bytes)
+    experts = expert_prices(workload, profile, share)
     return StepCost(
         exchange=exchange,
-        dispatch=phase(model.dispatch_row_bytes, back=False),
-        combine=phase(model.combine_row_bytes, back=True),
-        launch_us=profile.compute.launch_us,
-        slot_us_R=slot_us_R,
-        row_us_R=row_us_R,
+        dispatch=phase(out, model.dispatch_row_bytes, back=False),
+        combine=phase(back, model.combine_row_bytes, back=True),
+        launch_us=experts.launch_us,
+        slot_us_R=experts.slot_us_R,
+        row_us_R=experts.row_us_R * share,
+        overlap=overlap,
+        shared_us=shared_expert_us(workload, profile) if overlap == "shared-expert" else 0.0,
+        label=weakest((out.label, back.label, experts.label)),
+        reasons=tuple(dict.fromkeys((*out.reasons, *back.reasons, *experts.reasons))),
     )
 
 
@@ -125,7 +195,9 @@ def _direct_hops(workload: Workload, distinct: bool) -> list[_Hop]:
     R = workload.num_ranks
     class_R = workload.class_of_rank_R
     source_H, destination_H = np.divmod(np.arange(R * R), R)
-    return [_Hop("rank", distinct, (class_R.max() + 1) * R, class_R[source_H] * R + destination_H, source_H, destination_H)]
+    return [
+        _Hop("rank", distinct, (class_R.max() + 1) * R, class_R[source_H] * R + destination_H, source_H, destination_H)
+    ]
 
 
 def _two_level_hops(workload: Workload) -> list[_Hop]:
@@ -142,8 +214,8 @@ def _two_level_hops(workload: Workload) -> list[_Hop]:
     return [out, up]
 
 
-def _byte_us(cluster: Cluster, efficiency: dict[str, float], profile_name: str) -> FloatArray:
-    """Return microseconds per byte on every link."""
+def link_byte_us(cluster: Cluster, efficiency: dict[str, float], profile_name: str) -> FloatArray:
+    """Return microseconds per byte on every link; raises BadInput for a kind of link without an efficiency."""
     missing = sorted(set(cluster.link_kinds) - set(efficiency))
     if missing:
         raise BadInput(
@@ -152,21 +224,6 @@ def _byte_us(cluster: Cluster, efficiency: dict[str, float], profile_name: str) 
         )
     efficiency_N = np.array([efficiency[kind] for kind in cluster.link_kinds])
     return 1.0 / (efficiency_N * np.asarray(cluster.link_gbps) * 1e3)
-
-
-def _compute_us(workload: Workload, profile: TimingProfile) -> tuple[FloatArray, FloatArray]:
-    """Return (microseconds per active slot, microseconds per row) of every rank."""
-    model, constants = workload.model, profile.compute
-    slot_us, row_us = [], []
-    for gpu in workload.cluster.gpus:
-        peak = gpu.peak_tflops.get(model.dispatch_dtype, gpu.peak_tflops.get("bf16"))
-        if peak is None:
-            raise BadInput(f"GPU {gpu.name}: no peak TFLOP/s for {model.dispatch_dtype}; it has {sorted(gpu.peak_tflops)}")
-        one_row_us = model.flops_per_row / (constants.flop_efficiency * peak * 1e6)
-        weights_us = model.expert_bytes / (constants.hbm_efficiency * gpu.hbm_gbps * 1e3)
-        slot_us.append(weights_us + constants.half_rows * one_row_us)
-        row_us.append(one_row_us)
-    return np.array(slot_us), np.array(row_us)
 
 
 def without_idle_links(phase: Phase) -> Phase:

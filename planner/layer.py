@@ -64,6 +64,17 @@ class LayerProblem:
         return load_E
 
     @cached_property
+    def linked_rows_CE(self) -> FloatArray:
+        """Return the pairs behind the rows on links: those of the sampled tokens where rows are counted over them."""
+        if self.tokens is None:
+            return self.rows_CE
+        if self.tokens.class_P is None:  # the same tokens stand for every class
+            visits_E = np.bincount(self.tokens.expert_PE.indices, minlength=self.num_experts)
+            return np.outer(self.tokens.tokens_C / self.tokens.expert_PE.shape[0], visits_E)
+        expert_EP = self.tokens.expert_PE.T
+        return np.stack([expert_EP @ self.tokens.weights_P(c) for c in range(len(self.class_size_C))])
+
+    @cached_property
     def domain_RD(self) -> sp.csr_array:
         """Return the 0/1 matrix that sums ranks into domains."""
         ones = np.ones(self.num_ranks)

@@ -22,7 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from planner.model import MoEModel
 from planner.placement import Placement, check_placement, shares_of
-from planner.timing import Exchange
+from planner.provenance import Provenance as Origin
+from planner.timing import Exchange, Overlap
 from topologies import BadInput, Cluster
 from topologies.files import read_text, write_text
 
@@ -91,12 +92,18 @@ class PredictedLayer(_Strict):
 
 
 class Predicted(_Strict):
-    """Predicted cost of the plan, and the profile that it was predicted with."""
+    """Predicted cost of the plan, and the profile that it was predicted with.
+
+    `overlap` is how the phases of a layer share the time; with `two-batches` the phases are those of one of the two
+    micro-batches. `provenance` says whether the numbers are vendor figures, fitted, or beyond what was fitted.
+    """
 
     total_us: Microseconds
     memory_bytes_per_rank: Count
     profile: str
     profile_status: Literal["uncalibrated", "calibrated"]
+    overlap: Overlap = "none"
+    provenance: Origin = "vendor"
     layers: tuple[PredictedLayer, ...]
 
 
@@ -157,8 +164,13 @@ class Plan(_Strict):
         ranks = [entry.rank for entry in self.cluster.ranks]
         if ranks != list(range(len(ranks))):
             raise ValueError(f"cluster.ranks: ranks are numbered {ranks[:4]}..., not 0 to {len(ranks) - 1} in order")
+        domains = sorted({entry.domain for entry in self.cluster.ranks})
+        if domains != list(range(len(domains))):
+            raise ValueError(f"cluster.ranks: domains are numbered {domains[:4]}..., not 0 to {len(domains) - 1}")
         if len(self.workload.slots_per_rank) != len(ranks):
-            raise ValueError(f"workload.slots_per_rank: {len(self.workload.slots_per_rank)} entries for {len(ranks)} ranks")
+            raise ValueError(
+                f"workload.slots_per_rank: {len(self.workload.slots_per_rank)} entries for {len(ranks)} ranks"
+            )
         numbers = [layer.layer for layer in self.layers]
         if sorted(set(numbers)) != numbers:
             raise ValueError(f"layers: layer numbers are not ascending or repeat: {numbers[:6]}")
@@ -189,9 +201,13 @@ class Plan(_Strict):
             raise BadInput(f"{where}.slots: expert {max(flat, default=-1)} is not in 0..{self.model.experts - 1}")
         equal = Placement.equal_shares(entry.slots, self.model.experts, self.num_domains)
         share_DS = equal.share_DS.copy()
-        slot_of = {pair: slot for slot, pair in enumerate(zip(equal.expert_S.tolist(), equal.rank_S.tolist(), strict=True))}
+        slot_of = {
+            pair: slot for slot, pair in enumerate(zip(equal.expert_S.tolist(), equal.rank_S.tolist(), strict=True))
+        }
         for expert, copies in entry.shares.items():
-            if not expert.isdecimal() or {copy.rank for copy in copies} != {rank for e, rank in slot_of if e == int(expert)}:
+            if not expert.isdecimal() or {copy.rank for copy in copies} != {
+                rank for e, rank in slot_of if e == int(expert)
+            }:
                 raise BadInput(f"{where}.shares: the ranks of expert {expert[:20]!r} are not those of its slots")
             for copy in copies:
                 if len(copy.share) != self.num_domains:
@@ -270,7 +286,9 @@ def load_plan(path: str | Path) -> Plan:
         found = document.get("format") if isinstance(document, dict) else type(document).__name__
         raise BadInput(f"{path}: format: not a plan (expected {FORMAT!r}, found {str(found)[:80]!r})")
     if document.get("version") != VERSION:
-        raise BadInput(f"{path}: version: {str(document.get('version'))[:40]!r} is unknown; this epplan reads version {VERSION}")
+        raise BadInput(
+            f"{path}: version: {str(document.get('version'))[:40]!r} is unknown; this epplan reads version {VERSION}"
+        )
     try:
         return Plan.model_validate(document)
     except ValidationError as error:

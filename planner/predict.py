@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.cost import StepCost, step_cost
-from planner.layer import layer_problem
-from planner.placement import FloatArray, IntArray, Placement
-from planner.timing import Exchange, TimingProfile
+from planner.cost import Phase, StepCost, step_cost
+from planner.layer import LayerCost, layer_problem
+from planner.placement import FloatArray, Placement
+from planner.provenance import Provenance
+from planner.step_rows import MOST_TARGETS, StepSlots
+from planner.timing import Exchange, Overlap, TimingProfile
 from planner.workload import Workload
 
 
@@ -36,6 +38,9 @@ class Prediction:
         exchange: the algorithm that carries it.
         layers: one prediction a layer.
         memory_bytes: weights of the experts on the fullest rank, all layers together.
+        overlap: how the phases of a layer share the time. With `two-batches` the phases' times are those of one of the
+            two micro-batches; `layer_us` is always that of the whole step.
+        provenance, reasons: where the numbers come from, and why they are not `fitted`.
 
     """
 
@@ -43,6 +48,9 @@ class Prediction:
     exchange: Exchange
     layers: tuple[LayerPrediction, ...]
     memory_bytes: int
+    overlap: Overlap = "none"
+    provenance: Provenance = "vendor"
+    reasons: tuple[str, ...] = ()
 
     @property
     def total_us(self) -> float:
@@ -71,17 +79,24 @@ def predict(
     profile: TimingProfile,
     exchange: Exchange,
     *,
+    overlap: Overlap = "none",
     cost: StepCost | None = None,
 ) -> Prediction:
-    """Predict every layer of a plan; `cost` saves rebuilding the price list where the caller has it."""
-    cost = cost or step_cost(workload, profile, exchange)
-    every_slot_R = np.full(workload.num_ranks, workload.num_experts)
+    """Predict every layer of a plan; `cost` is the price list to use instead of the profile's for this step."""
+    cost = cost or step_cost(workload, profile, exchange, overlap=overlap)
+    slots = StepSlots(workload, placements)
+    rows = _rows_of_legs(cost, workload, placements, slots)
+    load_LR = np.einsum("lcr,c->lr", rows["rank", False], workload.class_size_C)
+    compute_us_LR = cost.slot_us_R * slots.active_LR() + cost.row_us_R * load_LR
+    dispatch_us_LN, combine_us_LN = (
+        _phase_us_LN(phase, rows, len(placements)) for phase in (cost.dispatch, cost.combine)
+    )
     layers = []
-    for row, placement in enumerate(placements):
-        priced = layer_problem(workload, cost, every_slot_R, row).evaluate(placement)
+    for row, number in enumerate(workload.layers):
+        priced = LayerCost(cost, load_LR[row], dispatch_us_LN[row], compute_us_LR[row], combine_us_LN[row], {})
         layers.append(
             LayerPrediction(
-                layer=workload.layers[row],
+                layer=number,
                 imbalance=priced.imbalance,
                 dispatch_us=priced.dispatch_us,
                 compute_us=priced.compute_us,
@@ -90,5 +105,36 @@ def predict(
                 bottleneck=priced.bottleneck,
             )
         )
-    memory_R: IntArray | FloatArray = sum((placement.slots_R for placement in placements), np.zeros(1, dtype=np.int64))
-    return Prediction(name, exchange, tuple(layers), int(memory_R.max()) * workload.model.expert_bytes)
+    slots_R = np.bincount(slots.rank_S, minlength=workload.num_ranks)
+    memory_bytes = int(slots_R.max()) * workload.model.expert_bytes
+    return Prediction(name, exchange, tuple(layers), memory_bytes, cost.overlap, cost.label, cost.reasons)
+
+
+def _rows_of_legs(
+    cost: StepCost, workload: Workload, placements: Sequence[Placement], slots: StepSlots
+) -> dict[tuple[str, bool], FloatArray]:
+    """Return the rows [L, C, T] of every kind that the legs count."""
+    rows: dict[tuple[str, bool], FloatArray] = {("rank", False): slots.pairs_LCR()}
+    ranks = np.arange(workload.num_ranks)
+    target_of = {
+        "rank": (ranks, workload.num_ranks),
+        "domain": (np.asarray(workload.cluster.domain_of_rank), workload.num_domains),
+    }
+    for target in {leg.target for leg in cost.dispatch.legs if leg.distinct}:
+        target_R, count = target_of[target]
+        if count <= MOST_TARGETS:
+            rows[target, True] = slots.distinct_LCT(target_R, count)
+            continue
+        every_slot_R = np.full(workload.num_ranks, workload.num_experts)
+        problems = (layer_problem(workload, cost, every_slot_R, row) for row in range(len(placements)))
+        counted = [problem.evaluate(p).counted[target].rows_CT for problem, p in zip(problems, placements, strict=True)]
+        rows[target, True] = np.stack(counted)
+    return rows
+
+
+def _phase_us_LN(phase: Phase, rows: dict[tuple[str, bool], FloatArray], num_layers: int) -> FloatArray:
+    """Return microseconds on each of a phase's links in every layer, without start-up time."""
+    us_LN = np.zeros((num_layers, len(phase.link_names)))
+    for leg in phase.legs:
+        us_LN += (leg.us_XN.T @ rows[leg.target, leg.distinct].reshape(num_layers, -1).T).T
+    return us_LN

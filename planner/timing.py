@@ -1,5 +1,8 @@
 """The constants of the time model: a TimingProfile, with where each of them comes from.
 
+A profile holds vendor figures with typical efficiencies and, where it is calibrated, fitted models of exchange kernels
+(`planner.exchange_model`) and of expert compute (`planner.expert_model`), which go first. The vendor part:
+
     t_comm = alpha(exchange, regime) + max over links ( bytes / (efficiency[kind] * bandwidth) )
     t_rank = launch + weight bytes of active experts / (hbm_efficiency * HBM)
                     + FLOPs * (1 + half_rows / rows) / (flop_efficiency * peak)
@@ -18,12 +21,16 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from planner.exchange_model import ExchangeModel
+from planner.expert_model import ExpertModel
 from topologies import BadInput
 from topologies.errors import unknown_name
 from topologies.files import read_text
 
 Exchange = Literal["pairwise", "dedup", "two-level"]
 EXCHANGES: tuple[Exchange, ...] = ("pairwise", "dedup", "two-level")
+Overlap = Literal["none", "shared-expert", "two-batches"]
+OVERLAPS: tuple[Overlap, ...] = ("none", "shared-expert", "two-batches")
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Microseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -57,7 +64,14 @@ class ComputeConstants(_Strict):
 
 
 class TimingProfile(_Strict):
-    """Every constant of the time model, with its provenance."""
+    """Every constant of the time model, with its provenance.
+
+    Attributes:
+        status: `uncalibrated` where nothing in it was fitted.
+        regimes, compute: vendor figures times typical efficiencies; used where nothing better is there.
+        exchanges, experts: fitted models (`epplan calibrate`), used before them.
+
+    """
 
     format: Literal["epplan.timing-profile"]
     name: str
@@ -65,6 +79,8 @@ class TimingProfile(_Strict):
     note: str
     regimes: tuple[Regime, ...] = Field(min_length=1)
     compute: ComputeConstants
+    exchanges: tuple[ExchangeModel, ...] = ()
+    experts: tuple[ExpertModel, ...] = ()
 
     def regime(self, bytes_per_peer: float) -> Regime:
         """Return the regime of a mean message size in bytes."""

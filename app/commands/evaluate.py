@@ -29,7 +29,7 @@ from planner import (
 from planner.baselines import BASELINES, baseline
 from planner.placement import IntArray, Placement
 from planner.request import default_slots_per_rank
-from planner.timing import EXCHANGES, Exchange
+from planner.timing import EXCHANGES, OVERLAPS, Exchange, Overlap
 from topologies import BadInput
 
 
@@ -47,6 +47,7 @@ from topologies import BadInput
     type=click.Choice(["auto", *EXCHANGES]),
     help="All-to-all algorithm for all rows. [default: the plan's, else auto: the fastest for each]",
 )
+@click.option("--overlap", type=click.Choice(OVERLAPS), help="As in `epplan plan`. [default: the plan's, else none]")
 @click.option("--profile", default="vendor", show_default=True, help="Timing profile: a shipped name or a YAML file.")
 @click.option("--json", "json_", is_flag=True, help="Print every layer as JSON instead of a table.")
 def evaluate(
@@ -57,6 +58,7 @@ def evaluate(
     slots_per_rank: int | None,
     tokens_per_rank: float | None,
     exchange: Exchange | Literal["auto"] | None,
+    overlap: Overlap | None,
     profile: str,
     json_: bool,
 ) -> None:
@@ -70,6 +72,7 @@ def evaluate(
     loaded = {name: load_plan(name) for name in plans if name not in BASELINES}
     setting = _setting(next(iter(loaded.values()), None), routing, model, cluster, slots_per_rank, tokens_per_rank)
     timing = load_profile(profile)
+    of_plans: Overlap = next((plan.predicted.overlap for plan in loaded.values()), "none")
     rows = []
     for name in plans:
         if name in loaded:
@@ -78,11 +81,13 @@ def evaluate(
         else:
             placements = baseline(name, setting.workload, setting.slots_R)
             use = exchange or setting.exchange
-        rows.append(_fastest(name, placements, setting.workload, timing, use))
+        rows.append(_fastest(name, placements, setting.workload, timing, use, overlap or of_plans))
     if json_:
         print_json(as_json(rows))
     else:
         results().print(comparison(rows, timing))
+        for reason in dict.fromkeys(reason for row in rows for reason in row.reasons):
+            results().print(f"extrapolated: {reason}")
 
 
 @dataclass(frozen=True)
@@ -165,9 +170,11 @@ def _fastest(
     workload: Workload,
     profile: TimingProfile,
     exchange: Exchange | Literal["auto"],
+    overlap: Overlap,
 ) -> Prediction:
     """Predict under one exchange, or under the fastest of all."""
     names = EXCHANGES if exchange == "auto" else (exchange,)
     return min(
-        (predict(name, placements, workload, profile, one) for one in names), key=lambda prediction: prediction.total_us
+        (predict(name, placements, workload, profile, one, overlap=overlap) for one in names),
+        key=lambda prediction: prediction.total_us,
     )

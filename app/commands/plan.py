@@ -27,7 +27,7 @@ from planner import (
 )
 from planner.request import default_slots_per_rank
 from planner.solve import OBJECTIVES
-from planner.timing import EXCHANGES, Exchange
+from planner.timing import EXCHANGES, OVERLAPS, Exchange, Overlap
 from topologies import BadInput
 
 
@@ -62,6 +62,13 @@ from topologies import BadInput
     type=click.FloatRange(min=0),
     help="Seconds for the search; 0 = best baseline. [default: a fixed amount of work, reproducible]",
 )
+@click.option(
+    "--overlap",
+    type=click.Choice(OVERLAPS),
+    default="none",
+    show_default=True,
+    help="Phases that run at once: the dispatch under the shared experts, or two micro-batches.",
+)
 @click.option("--profile", default="vendor", show_default=True, help="Timing profile: a shipped name or a YAML file.")
 @click.option(
     "--seed",
@@ -82,6 +89,7 @@ def plan(
     exchange: Exchange | Literal["auto"],
     objective: Literal["time", "balance"],
     time_limit: float | None,
+    overlap: Overlap,
     profile: str,
     seed: int,
     workers: int | None,
@@ -107,12 +115,13 @@ def plan(
     with progress() as display:
         task = display.add_task("placing layers", total=workload.num_layers)
         solution = solve(
-            workload, timing, slots_R, objective=objective, exchange=exchange, time_limit_s=time_limit, seed=seed,
+            workload, timing, slots_R, objective=objective, exchange=exchange, overlap=overlap,
+            time_limit_s=time_limit, seed=seed,
             workers=workers, on_layer=lambda done: display.update(task, completed=done),
         )  # fmt: skip
     if not solution.complete:
         messages().print("interrupted: keeping the best plan so far")
-    predictions = _predictions(workload, timing, solution)
+    predictions = _predictions(workload, timing, solution, overlap)
     result = assemble_plan(
         workload, timing, slots_R, solution, predictions[-1], seed=seed, inputs=inputs.sources,
         command=shlex.join(["epplan", *sys.argv[1:]]),
@@ -140,10 +149,13 @@ def _say_what_is_planned(inputs: Inputs, workload: Workload, slots_per_rank: int
     )
 
 
-def _predictions(workload: Workload, profile: TimingProfile, solution: Solution) -> list[Prediction]:
+def _predictions(workload: Workload, profile: TimingProfile, solution: Solution, overlap: Overlap) -> list[Prediction]:
     """Predict the baselines and, last, the plan, all under the plan's exchange."""
     named = {**solution.baselines, "this plan": solution.placements}
-    return [predict(name, placements, workload, profile, solution.exchange) for name, placements in named.items()]
+    return [
+        predict(name, placements, workload, profile, solution.exchange, overlap=overlap)
+        for name, placements in named.items()
+    ]
 
 
 def _report(
@@ -168,6 +180,8 @@ def _report(
     )
     if profile.status == "uncalibrated":
         console.print(f"profile {profile.name}: {profile.note}")
+    for reason in predictions[-1].reasons:
+        console.print(f"extrapolated: {reason}")
     if output is None:
         messages().print("no file written: add -o plan.json")
     else:

@@ -75,7 +75,7 @@ def _families(phase: Phase) -> FloatArray:
 
 def _most_pairs_per_row(problem: LayerProblem, target: str) -> float:
     assert problem.tokens is not None
-    top_k = float(problem.tokens.expert_PE.sum(axis=1).max())
+    top_k = float(np.diff(problem.tokens.expert_PE.indptr).max())
     return min(top_k, float(problem.slots_R.max())) if target == "rank" else top_k
 
 
@@ -85,7 +85,7 @@ def _priced_us(problem: LayerProblem, price_CR: FloatArray, *, compute: bool) ->
     inside_CR = problem.domain_R[None, :] == problem.class_domain_C[:, None]
     local_C = np.where(inside_CR, price_CR, np.inf).min(axis=1)
     remote_C = np.where(inside_CR, np.inf, price_CR).min(axis=1) if D > 1 else local_C
-    rows_CE = _linked_rows(problem)
+    rows_CE = problem.linked_rows_CE
     saving_DE = np.zeros((D, E))
     np.add.at(saving_DE, problem.class_domain_C, rows_CE * np.maximum(remote_C - local_C, 0.0)[:, None])
     base_E = remote_C @ rows_CE if C else np.zeros(E)
@@ -101,14 +101,6 @@ def _priced_us(problem: LayerProblem, price_CR: FloatArray, *, compute: bool) ->
     spare = int(problem.slots_R.sum()) - E
     extra = np.sort((sorted_DE[1:] - slot_E).ravel())[::-1][:spare]
     return float((base_E - sorted_DE[0] + slot_E).sum() - np.maximum(extra, 0.0).sum())
-
-
-def _linked_rows(problem: LayerProblem) -> FloatArray:
-    """Return the pairs behind the rows on links: those of the sampled tokens where rows are counted over them."""
-    if problem.tokens is None:
-        return problem.rows_CE
-    tokens = problem.tokens
-    return np.stack([tokens.expert_PE.T @ tokens.weights_P(c) for c in range(len(problem.class_size_C))])
 
 
 def _pigeonhole_load(problem: LayerProblem) -> float:

@@ -19,9 +19,10 @@ from planner.solve.domains import has_domain_traffic, improve_domains
 from planner.solve.placement_milp import PlacementModel
 from planner.solve.shares import best_shares
 from planner.solve.start import constructed
-from planner.solve.swaps import descend_by_swaps
+from planner.solve.swaps import descend_by_swaps, swapped
 
 EXACT_PAIRS = 64  # experts x ranks up to which the exact model is tried first
+SHAKEN_SLOTS = 8  # pairs of slots traded at random before a restart
 CLOSE_ENOUGH = 1e-4  # relative gap at which the search stops: load statistics are noisier than this
 
 
@@ -37,6 +38,7 @@ class Budget:
         neighbourhoods: mixed-integer sub-problems of the final polish.
         neighbourhood_ranks: ranks freed in each.
         nodes: branch-and-bound nodes of each.
+        restarts: descents from the best placement, shaken.
 
     """
 
@@ -47,10 +49,11 @@ class Budget:
     neighbourhoods: int = 2
     neighbourhood_ranks: int = 3
     nodes: int = 20
+    restarts: int = 0
 
 
 # for searches that a deadline ends: every start in turn, then neighbourhoods until the time is up
-UNTIL_DEADLINE = Budget(finalists=1000, domain_swaps=1000, swaps=1000, neighbourhoods=100_000)
+UNTIL_DEADLINE = Budget(finalists=1000, domain_swaps=1000, swaps=1000, neighbourhoods=100_000, restarts=100_000)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,14 +71,6 @@ class LayerSolution:
         return max(self.objective / self.bound - 1.0, 0.0) if self.bound > 0 else float("inf")
 
 
-def best_start(problem: LayerProblem, starts: Sequence[Placement]) -> tuple[Placement, float]:
-    """Return the cheapest of some placements after merging duplicate slots, and its cost."""
-    merged = [start.without_duplicates().without_idle_slots() for start in starts]
-    costs = [problem.evaluate(start).layer_us for start in merged]
-    best = int(np.argmin(costs))
-    return merged[best], costs[best]
-
-
 def solve_layer(
     problem: LayerProblem,
     starts: Sequence[Placement],
@@ -87,7 +82,6 @@ def solve_layer(
     """Search for the cheapest placement; `deadline` is a `time.monotonic()` moment after which it only wraps up."""
     search = _Search(problem, budget, np.random.default_rng(seed), deadline)
     search.run(starts)
-    check_placement(search.best, problem.slots_R, where="solution")
     return LayerSolution(search.best, search.best_us, search.bound, time.monotonic() - search.started)
 
 
@@ -103,7 +97,8 @@ class _Search:
 
     def run(self, starts: Sequence[Placement]) -> None:
         """Run the whole search."""
-        self.best, self.best_us = best_start(self.problem, starts)
+        for start in starts:
+            self._keep(start.without_duplicates().without_idle_slots())
         if self._done():
             return
         if self.problem.num_experts * self.problem.num_ranks <= EXACT_PAIRS and self._linear:
@@ -115,15 +110,18 @@ class _Search:
             if self._done():
                 return
             self._improve(start)
-        self._polish()
+        if self._linear:
+            self._polish()
+        else:
+            self._restart()
 
     def _improve(self, placement: Placement) -> None:
         """Run the descents from one start: between domains, then between ranks, with the best shares after each."""
         problem, budget = self.problem, self.budget
-        placement, _ = self._keep(best_shares(problem, placement, budget.share_rounds))
+        placement = self._keep(best_shares(problem, placement, budget.share_rounds))
         if has_domain_traffic(problem):
             placement = improve_domains(problem, placement, budget.domain_swaps, self.deadline)
-            placement, _ = self._keep(best_shares(problem, placement, budget.share_rounds))
+            placement = self._keep(best_shares(problem, placement, budget.share_rounds))
         if not self._done():
             placement = descend_by_swaps(problem, placement, budget.swaps, self.deadline)
             self._keep(best_shares(problem, placement, budget.share_rounds))
@@ -136,11 +134,13 @@ class _Search:
         late = self.deadline is not None and time.monotonic() >= self.deadline
         return late or self.best_us <= self.bound * (1 + CLOSE_ENOUGH)
 
-    def _keep(self, placement: Placement) -> tuple[Placement, float]:
+    def _keep(self, placement: Placement) -> Placement:
+        """Take over a placement if it is cheaper and, checked from the definitions, valid; return it either way."""
         cost_us = self.problem.evaluate(placement).layer_us
         if cost_us < self.best_us:
+            check_placement(placement, self.problem.slots_R, where="search")
             self.best, self.best_us = placement, cost_us
-        return placement, cost_us
+        return placement
 
     def _constructions(self, starts: Sequence[Placement]) -> list[Placement]:
         """Return placements built for several amounts of redundancy, and around the homes that the starts chose."""
@@ -166,9 +166,7 @@ class _Search:
         self.bound = max(self.bound, min(bound_us, self.best_us))
 
     def _polish(self) -> None:
-        """Free a few ranks at a time and solve them exactly, while that pays."""
-        if not self._linear:
-            return
+        """Free a few ranks at a time and solve them exactly (large-neighbourhood search)."""
         for _ in range(self.budget.neighbourhoods):
             if self._done():
                 return
@@ -180,6 +178,23 @@ class _Search:
             if result.has_solution:
                 trial = model.placement(result)
                 self._keep(best_shares(self.problem, trial))
+
+    def _restart(self) -> None:
+        """Shake the best placement and descend again: where rows are not linear, no exact model helps out."""
+        for _ in range(self.budget.restarts):
+            if self._done():
+                return
+            self._improve(self._shaken())
+
+    def _shaken(self) -> Placement:
+        """Return the best placement with a few random slots traded."""
+        placement = self.best
+        for _ in range(SHAKEN_SLOTS):
+            mine, theirs = self.rng.integers(len(placement.expert_S), size=2)
+            trial = swapped(placement, [(int(mine), int(theirs), int(placement.rank_S[theirs]))])
+            if len(trial.without_duplicates().expert_S) == len(trial.expert_S):
+                placement = trial
+        return placement
 
     def _seconds_left(self) -> float | None:
         return None if self.deadline is None else max(self.deadline - time.monotonic(), 0.1)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Literal
 
 import joblib
 
 from planner.baselines import BASELINES, baseline
-from planner.cost import StepCost, step_cost
+from planner.cost import step_cost
 from planner.layer import LayerProblem, layer_problem
 from planner.placement import IntArray, Placement
+from planner.predict import Prediction, predict
 from planner.solve.bounds import lower_bound
 from planner.solve.milp import solver_name
-from planner.solve.one_layer import UNTIL_DEADLINE, Budget, LayerSolution, best_start, solve_layer
+from planner.solve.one_layer import UNTIL_DEADLINE, Budget, LayerSolution, solve_layer
 from planner.timing import EXCHANGES, Exchange, Overlap, TimingProfile
 from planner.workload import Workload
 from topologies import Infeasible
@@ -75,22 +77,32 @@ def solve(
     """
     started = time.monotonic()
     baselines = _baselines(workload, slots_R)
-    costs = {name: step_cost(workload, profile, name, overlap=overlap) for name in _candidates(exchange, objective)}
-    chosen = next(iter(costs))
-    if len(costs) > 1:
-        chosen = min(costs, key=lambda name: _start_us(workload, costs[name], slots_R, baselines))
-    problems = [layer_problem(workload, costs[chosen], slots_R, row) for row in range(workload.num_layers)]
+    starts = {name: [placement.without_duplicates() for placement in rows] for name, rows in baselines.items()}
+    names = EXCHANGES if exchange == "auto" else (exchange,)
+    predicted = {
+        name: [predict(start, rows, workload, profile, name, overlap=overlap) for start, rows in starts.items()]
+        for name in names
+    }
+    # the search starts from these, so the exchange with the best starts is no worse than any baseline under its own
+    chosen = min(predicted, key=lambda name: sum(min(us) for us in _by_layer(predicted[name], "layer_us")))
+    cost = step_cost(workload, profile, chosen, overlap=overlap)
+    problems = [layer_problem(workload, cost, slots_R, row) for row in range(workload.num_layers)]
     if objective == "balance":
         problems = [problem.for_balance() for problem in problems]
-    starts = [list(row) for row in zip(*baselines.values(), strict=True)]
+    starts_of_layer = [list(row) for row in zip(*starts.values(), strict=True)]
 
     solutions: list[LayerSolution | None] = [None] * len(problems)
     complete = True
     if time_limit_s is None or time_limit_s > 0:
         budget = budget or (Budget() if time_limit_s is None else UNTIL_DEADLINE)
-        jobs = _layer_jobs(problems, starts, budget, seed, time_limit_s, started, workers or joblib.cpu_count())
+        jobs = _layer_jobs(
+            problems, starts_of_layer, budget, seed, time_limit_s, started, workers or joblib.cpu_count()
+        )
         complete = _collect(jobs, solutions, on_layer)
-    finished = [done or _unsearched(problems[row], starts[row]) for row, done in enumerate(solutions)]
+    values = _by_layer(predicted[chosen], "layer_us" if objective == "time" else "imbalance")
+    finished = [
+        done or _unsearched(problems[row], starts_of_layer[row], values[row]) for row, done in enumerate(solutions)
+    ]
     return Solution(objective, chosen, tuple(finished), baselines, complete, time.monotonic() - started, solver_name())
 
 
@@ -107,22 +119,9 @@ def _baselines(workload: Workload, slots_R: IntArray) -> dict[str, list[Placemen
     return placements
 
 
-def _candidates(exchange: Exchange | Literal["auto"], objective: Objective) -> tuple[Exchange, ...]:
-    if exchange != "auto":
-        return (exchange,)
-    return EXCHANGES if objective == "time" else ("pairwise",)
-
-
-def _start_us(workload: Workload, cost: StepCost, slots_R: IntArray, baselines: Mapping[str, list[Placement]]) -> float:
-    """Return the total of the best baseline of each layer under one exchange, the yardstick for choosing it.
-
-    The search starts from these, so the chosen exchange is never worse than any baseline under its own best exchange.
-    """
-    total = 0.0
-    for row in range(workload.num_layers):
-        problem = layer_problem(workload, cost, slots_R, row)
-        total += min(problem.evaluate(placements[row]).layer_us for placements in baselines.values())
-    return total
+def _by_layer(predictions: Sequence[Prediction], field: str) -> list[tuple[float, ...]]:
+    """Return a predicted field of every start, for each layer."""
+    return list(zip(*([getattr(layer, field) for layer in one.layers] for one in predictions), strict=True))
 
 
 def _layer_jobs(
@@ -157,18 +156,18 @@ def _one_layer(
 def _collect(
     jobs: Iterator[tuple[int, LayerSolution]], solutions: list[LayerSolution | None], on_layer: Callable[[int], None]
 ) -> bool:
-    """Fill in solutions as they come; return False where Ctrl-C cut the search short."""
+    """Fill in solutions as they come; return False where Ctrl-C or the death of a worker cut the search short."""
     try:
         for done, (row, solution) in enumerate(jobs, start=1):
             solutions[row] = solution
             on_layer(done)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, BrokenProcessPool):
         return False
     return True
 
 
-def _unsearched(problem: LayerProblem, starts: list[Placement]) -> LayerSolution:
-    """Return the best start of a layer that was not searched."""
+def _unsearched(problem: LayerProblem, starts: list[Placement], values: tuple[float, ...]) -> LayerSolution:
+    """Return the best start of a layer that was not searched; `values` are their predicted objectives."""
     started = time.monotonic()
-    placement, cost = best_start(problem, starts)
-    return LayerSolution(placement, cost, lower_bound(problem), time.monotonic() - started)
+    best = min(range(len(starts)), key=values.__getitem__)
+    return LayerSolution(starts[best], values[best], lower_bound(problem), time.monotonic() - started)

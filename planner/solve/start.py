@@ -17,9 +17,10 @@ def constructed(problem: LayerProblem, spare: int, *, local: bool, home_E: IntAr
     """Place every expert once and `spare` copies more.
 
     1. Copies: first for experts too hot for one rank; then, with `local`, where a copy keeps the most rows inside
-       their own domain, else where the load per copy is largest. 2. Copies to domains, heaviest first, each to the
-       least loaded domain with room; `home_E` names the domain of each expert's first copy instead. 3. Copies of a domain
-    to its ranks in the same way. Shares are local first.
+       their own domain, else where the load per copy is largest.
+    2. Copies to domains, heaviest first, each to the least loaded domain with room; `home_E` names the domain of each
+       expert's first copy instead.
+    3. Copies of a domain to its ranks in the same way. Shares are local first.
     """
     copies_E = _copies(problem, spare, local=local)
     load_DE, copies_DE = _to_domains(problem, copies_E, home_E)

@@ -70,7 +70,7 @@ def _soft_max(us_XN: FloatArray) -> FloatArray:
 
 
 class _LinkPrices:
-    """Dense prices of every leg, target first: us_TCN[t, c] is what a row from class c to target t costs on each link."""
+    """Dense prices of every leg: us_TCN[t, c, n] is the time on link n of a row from class c to target t."""
 
     def __init__(self, problem: LayerProblem) -> None:
         classes = len(problem.class_size_C)
@@ -117,7 +117,7 @@ def _best_swaps(
     before = now = soft_us(cost)
     kept: list[tuple[int, int, int]] = []
     for mine, theirs, other in swaps.most_promising(soft_ARB, now * (1 - MIN_GAIN)):
-        trial = reshare(_swapped(placement, [*kept, (mine, theirs, other)]))
+        trial = reshare(swapped(placement, [*kept, (mine, theirs, other)]))
         trial_cost = problem.evaluate(trial)
         if soft_us(trial_cost) < now * (1 - MIN_GAIN):
             kept.append((mine, theirs, other))
@@ -259,7 +259,7 @@ class _Swaps:
         return forbidden_ARB
 
 
-def _swapped(placement: Placement, swaps: Sequence[tuple[int, int, int]]) -> Placement:
+def swapped(placement: Placement, swaps: Sequence[tuple[int, int, int]]) -> Placement:
     """Return the placement after each (mine, theirs, other) traded ranks (theirs = -1: a free slot of `other`)."""
     rank_S = placement.rank_S.copy()
     for mine, theirs, other in swaps:

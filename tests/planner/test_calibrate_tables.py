@@ -1,0 +1,118 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from planner.calibrate import read_table, select_rows
+from topologies import BadInput
+
+NCCL_TESTS = """\
+# nThread 1 nGpus 4 minBytes 1024 maxBytes 4096 step: 2(factor) warmup iters: 5 iters: 20 agg iters: 1 validation: 1
+# Using devices
+#  Rank  0 Group  0 Pid  11 on     node1 device  0 [0000:1b:00] NVIDIA H100 80GB HBM3
+#  Rank  1 Group  0 Pid  11 on     node1 device  1 [0000:43:00] NVIDIA H100 80GB HBM3
+#  Rank  2 Group  0 Pid  12 on     node2 device  0 [0000:1b:00] NVIDIA H100 80GB HBM3
+#  Rank  3 Group  0 Pid  12 on     node2 device  1 [0000:43:00] NVIDIA H100 80GB HBM3
+#
+#                                                              out-of-place                       in-place
+#       size         count      type   redop    root     time   algbw   busbw #wrong     time   algbw   busbw #wrong
+#        (B)    (elements)                               (us)  (GB/s)  (GB/s)            (us)  (GB/s)  (GB/s)
+        1024            64     float    none      -1    12.60    0.08    0.06      0    12.19    0.08    0.06    N/A
+        2048           128     float    none      -1    13.00    0.16    0.12      0    99.00    0.17    0.12    N/A
+# Out of bounds values : 0 OK
+# Avg bus bandwidth    : 0.09
+"""
+
+
+def write(tmp_path, text, name="t.csv"):
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+def test_nccl_tests_output_as_printed(tmp_path):
+    table = read_table(write(tmp_path, NCCL_TESTS, "alltoall.txt"))
+    assert table.kind == "nccl"
+    frame = table.frame
+    assert frame["ranks"].tolist() == [4, 4]
+    assert frame["nodes"].tolist() == [2, 2]
+    assert frame["bytes_per_rank"].tolist() == [1024, 2048]
+    assert frame["time_us"].tolist() == [12.6, 13.0]  # out of place
+    assert frame["system"].tolist() == ["h100", "h100"]
+
+
+def test_nccl_tests_of_several_processes_without_rank_lines(tmp_path):
+    text = "\n".join(line for line in NCCL_TESTS.splitlines() if "Rank " not in line)
+    text = text.replace("nGpus 4", "nGpus 1").replace("0.08    0.06", "8.00    7.00")
+    assert read_table(write(tmp_path, text)).frame["ranks"].iloc[0] == 8  # busbw / algbw = 7/8
+
+
+def test_unusable_rows_are_skipped_and_told(tmp_path):
+    rows = ["x,2,1024,10", "x,2,1024,0", "x,2,,5", "x,2,1024,-3", "x,2,oops,3", "x,1,1024,4", "x,4,64,inf"]
+    text = "\n".join(["system,ranks,bytes_per_rank,time_us", *rows])
+    table = read_table(write(tmp_path, text))
+    assert len(table.frame) == 1
+    assert "6 of 7 rows skipped" in table.remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not a CSV table"),
+        ("a,b\n1,2\n", "no known table"),
+        ("ranks,bytes_per_rank,time_us\n", "none of its 0 rows"),
+        ("ranks,bytes_per_rank,time_us\n2,0,0\n", "none of its 1 rows"),
+        ("ranks,ranks,bytes_per_rank,time_us\n2,2,3,4\n", "stands twice"),
+        ("\x00\x01", "not a CSV table|no known table"),
+    ],
+)
+def test_files_that_are_no_tables(tmp_path, text, message):
+    with pytest.raises(BadInput, match=message):
+        read_table(write(tmp_path, text))
+
+
+def frame():
+    return pd.DataFrame({"ranks": [2.0, 4.0, 8.0], "system": ["a", "b", "b"]})
+
+
+@pytest.mark.parametrize(
+    ("expression", "ranks"),
+    [
+        ("ranks != 4", [2, 8]),
+        ("ranks != 4 & system == 'b'", [8]),
+        ('ranks == 2 or system == "b" and ranks > 4', [2, 8]),
+        ("not ranks in [2, 4]", [8]),
+        ("ranks not in (2, 4)", [8]),
+        ("2 < ranks <= 8", [4, 8]),
+        ("~(ranks == 2)", [4, 8]),
+        ("ranks % 4 == 0", [4, 8]),
+        ("ranks == [2, 8]", [2, 8]),
+        ("", [2, 4, 8]),
+        (None, [2, 4, 8]),
+    ],
+)
+def test_expressions(expression, ranks):
+    assert select_rows(frame(), expression)["ranks"].tolist() == ranks
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "__import__('os').system('true')", "ranks.sum() > 3", "@x > 3", "ranks[0] > 2", "rank != 4", "ranks",
+        "1 == 1", "ranks !=",
+        "ranks > 'x'", "lambda: 1",
+        "(ranks := 3)", "ranks > 100", "ranks ** 99 > 1", "[r for r in ranks]", "f'{ranks}'",
+        "ranks in 4",
+        "ranks if ranks else 1", "(" * 300 + "ranks" + ")" * 300, "x" * 5000, "ranks and 3", "ranks\n> 3\n;", "\x00",
+    ],
+)  # fmt: skip
+def test_expressions_that_are_refused(expression):
+    with pytest.raises(BadInput) as caught:
+        select_rows(frame(), expression, option="--fit")
+    assert "\n" not in str(caught.value)
+    assert "--fit" in str(caught.value)
+
+
+def test_numbers_stay_numbers(tmp_path):
+    table = read_table(write(tmp_path, "ranks,bytes_per_rank,time_us,nodes\n2,1024,10,\n"))
+    assert table.frame["nodes"].tolist() == [1.0]
+    assert np.isfinite(table.frame["time_us"]).all()
