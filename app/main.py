@@ -44,7 +44,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="epplan")
 def cli() -> None:
-    r"""Plan and run expert parallelism for Mixture-of-Experts models on your own cluster.
+    """Plan and run expert parallelism for Mixture-of-Experts models on your own cluster.
 
     \b
     The main path:

@@ -112,91 +112,86 @@ class StepSlots:
         tokens = step_tokens(self._workload)
         target_S = target_R[self.rank_S]
         cell_S = self.layer_S * (self._workload.num_experts + 1) + self.expert_S
+        seen: dict[bytes, int] = {}
+        alike_D = np.array([seen.setdefault(share_S.tobytes(), len(seen)) for share_S in self.share_DS])
+        alike_C = alike_D[self._workload.class_domain_C]
+        chance_LCT = np.zeros((*tokens.tokens_LC.shape, num_targets))
+        for u in range(len(seen)):  # most placements treat many source domains alike
+            share_S = self.share_DS[int(np.argmax(alike_D == u))]
+            used = np.flatnonzero(share_S > 0)
+            mine_C = np.flatnonzero(alike_C == u)
+            chance_LWT = self._chances(tokens, cell_S[used], target_S[used], share_S[used], num_targets)
+            chance_LCT[:, mine_C] = chance_LWT[:, tokens.kind_C[mine_C]]
+        return chance_LCT * tokens.tokens_LC[:, :, None]
+
+    def _chances(
+        self, tokens: StepTokens, cell_S: IntArray, target_S: IntArray, share_S: FloatArray, num_targets: int
+    ) -> FloatArray:
+        """Return the chance that a token of each kind visits each target [L, W, T] under one row of shares."""
         mask_X, spread_X = _masks(cell_S, target_S, self._workload.num_layers * (self._workload.num_experts + 1))
         visited_LP = mask_X[tokens.cell_KLP[0]]
         for cell_LP in tokens.cell_KLP[1:]:
             visited_LP |= mask_X[cell_LP]
-        chance_LWT = _bit_means(visited_LP, tokens.kind_P, len(tokens.tokens_W), num_targets)
-        chance_LCT = chance_LWT[:, tokens.kind_C]
-        if spread_X.any():
-            chance_LCT += self._spread(tokens, target_S, cell_S, spread_X, visited_LP, num_targets)
-        return chance_LCT * tokens.tokens_LC[:, :, None]
+        byte_LPB = visited_LP.astype("<u8").view(np.uint8).reshape(*visited_LP.shape, 8)
+        seen_LPT = np.unpackbits(byte_LPB, axis=2, count=num_targets, bitorder="little")
+        chance_LWT = _means(seen_LPT, tokens)
+        spread = np.flatnonzero(spread_X[cell_S])
+        if spread.size:
+            copies = _merged(cell_S[spread], target_S[spread], share_S[spread], num_targets)
+            chance_LWT += self._spread(tokens, copies, seen_LPT)
+        return chance_LWT
 
     def _spread(
         self,
         tokens: StepTokens,
-        target_S: IntArray,
-        cell_S: IntArray,
-        spread_X: NDArray[np.bool_],
-        visited_LP: NDArray[np.uint64],
-        T: int,
+        copies: tuple[IntArray, IntArray, FloatArray],
+        seen_LPT: NDArray[np.uint8],
     ) -> FloatArray:
-        """Return the chance of a visit that only experts with copies on several targets bring."""
-        (L, P), C = visited_LP.shape, tokens.tokens_LC.shape[1]
-        alike_C, cell_M, target_M, log_miss_UM = self._copies(target_S, cell_S, spread_X, T)
+        """Return the chance of a visit that only experts with copies on several targets bring [L, W, T]."""
+        (L, P, T), (cell_M, target_M, log_miss_M) = seen_LPT.shape, copies
         count_M = tokens.first_X[cell_M + 1] - tokens.first_X[cell_M]
         end_M = np.cumsum(count_M)
         place_Z = np.arange(int(end_M[-1])) - np.repeat(end_M - count_M - tokens.first_X[cell_M], count_M)
         key_Z = tokens.token_of_cell[place_Z] + np.repeat(target_M * P, count_M)
-        log_miss_UZ = [np.repeat(log_miss_M, count_M) for log_miss_M in log_miss_UM]
-        edge_L = np.concatenate([[0], end_M])[np.searchsorted(cell_M, np.arange(L + 1) * (self._workload.num_experts + 1))]
+        log_miss_Z = np.repeat(log_miss_M, count_M)
+        first_L = np.searchsorted(cell_M, np.arange(L + 1) * (self._workload.num_experts + 1))
+        edge_L = np.concatenate([[0], end_M])[first_L]
         lines_T = np.arange(T + 1) * P
-        kinds = [(int(u), int(kind)) for u, kind in zip(alike_C, tokens.kind_C, strict=True)]
-        chance_LCT = np.zeros((L, C, T))
+        chance_LWT = np.zeros((L, len(tokens.tokens_W), T))
         for layer in range(L):  # one at a time: its counters stay in the cache
             span = slice(edge_L[layer], edge_L[layer + 1])
-            for u, log_miss_Z in enumerate(log_miss_UZ):
-                miss_Y = np.bincount(key_Z[span], log_miss_Z[span], T * P)  # all tokens of target 0, of target 1, ...
-                hit = np.flatnonzero(miss_Y < 0)
-                line_T = np.searchsorted(hit, lines_T)
-                target = np.repeat(np.arange(T), np.diff(line_T))
-                token = hit - target * P
-                unseen = ((visited_LP[layer][token] >> target.astype(np.uint64)) & np.uint64(1)) == 0
-                chance_Y = (1.0 - np.exp(miss_Y[hit])) * unseen
-                for kind in {kind for mine, kind in kinds if mine == u}:
-                    of_kind_Y = chance_Y if tokens.kind_P is None else chance_Y * (tokens.kind_P[token] == kind)
-                    mean_T = _line_sums(of_kind_Y, line_T) / tokens.tokens_W[kind]
-                    chance_LCT[layer, [c for c, own in enumerate(kinds) if own == (u, kind)]] = mean_T
-        return chance_LCT
+            miss_Y = np.bincount(key_Z[span], log_miss_Z[span], T * P)  # all tokens of target 0, of target 1, ...
+            hit = np.flatnonzero(miss_Y < 0)
+            line_T = np.searchsorted(hit, lines_T)
+            target = np.repeat(np.arange(T), np.diff(line_T))
+            token = hit - target * P
+            chance_Y = (1.0 - np.exp(miss_Y[hit])) * (seen_LPT[layer].ravel()[token * T + target] == 0)
+            for kind, count in enumerate(tokens.tokens_W):
+                of_kind_Y = chance_Y if tokens.kind_P is None else chance_Y * (tokens.kind_P[token] == kind)
+                chance_LWT[layer, kind] = _line_sums(of_kind_Y, line_T) / count
+        return chance_LWT
 
-    def _copies(
-        self, target_S: IntArray, cell_S: IntArray, spread_X: NDArray[np.bool_], T: int
-    ) -> tuple[IntArray, IntArray, IntArray, FloatArray]:
-        """Return the copies of the spread experts, those on one target taken together.
 
-        Returns (which distinct row of shares each class follows, cell [M] ascending, target [M], log of the chance that
-        a token with the expert misses it [U, M]).
-        """
-        slots = np.flatnonzero(spread_X[cell_S])
-        seen: dict[bytes, int] = {}
-        alike_D = [seen.setdefault(share_S.tobytes(), len(seen)) for share_S in self.share_DS[:, slots]]
-        rows = [alike_D.index(u) for u in range(len(seen))]
-        pair_M, pair_of_slot = np.unique(cell_S[slots] * T + target_S[slots], return_inverse=True)
-        share_UM = np.stack([np.bincount(pair_of_slot, self.share_DS[row, slots], len(pair_M)) for row in rows])
-        log_miss_UM = np.maximum(np.log1p(-np.minimum(share_UM, 1 - 1e-16)), LOG_MISS_FLOOR)
-        alike_C: IntArray = np.array(alike_D, dtype=np.int64)[self._workload.class_domain_C]
-        return alike_C, pair_M // T, pair_M % T, log_miss_UM
+def _merged(cell_S: IntArray, target_S: IntArray, share_S: FloatArray, T: int) -> tuple[IntArray, IntArray, FloatArray]:
+    """Take copies on one target together: (cell [M] ascending, target [M], log of the chance to miss [M])."""
+    pair_M, pair_of_slot = np.unique(cell_S * T + target_S, return_inverse=True)
+    share_M = np.bincount(pair_of_slot, share_S, len(pair_M))
+    log_miss_M = np.maximum(np.log1p(-np.minimum(share_M, 1 - 1e-16)), LOG_MISS_FLOOR)
+    return pair_M // T, pair_M % T, log_miss_M
 
 
 def _line_sums(value_Y: FloatArray, line_T: IntArray) -> FloatArray:
     """Return the sum of each line of values, lines given by their ends; empty lines sum to 0."""
-    total_Y = np.concatenate([[0.0], np.cumsum(value_Y)])
-    sums_T: FloatArray = np.diff(total_Y[line_T])
+    sums_T: FloatArray = np.add.reduceat(np.append(value_Y, 0.0), line_T[:-1]) * (np.diff(line_T) > 0)
     return sums_T
 
 
-def _bit_means(visited_LP: NDArray[np.uint64], kind_P: IntArray | None, kinds: int, num_targets: int) -> FloatArray:
-    """Return the part of the tokens of each kind that have each bit [L, W, T]: bytes are counted, not bits."""
-    L, P = visited_LP.shape
-    num_bytes = -(-num_targets // 8)
-    byte_LPB = visited_LP.astype("<u8").view(np.uint8).reshape(L, P, 8)[:, :, :num_bytes].astype(np.int64)
-    kind_P = np.zeros(P, dtype=np.int64) if kind_P is None else kind_P
-    line_LPB = (np.arange(L)[:, None, None] * kinds + kind_P[None, :, None]) * num_bytes + np.arange(num_bytes)
-    counts = np.bincount((line_LPB * 256 + byte_LPB).ravel(), minlength=L * kinds * num_bytes * 256)
-    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype(float)
-    seen_LWT = (counts.reshape(-1, 256) @ bits).reshape(L, kinds, num_bytes * 8)[:, :, :num_targets]
-    tokens_W = np.maximum(np.bincount(kind_P, minlength=kinds), 1)
-    means: FloatArray = seen_LWT / tokens_W[None, :, None]
+def _means(seen_LPT: NDArray[np.uint8], tokens: StepTokens) -> FloatArray:
+    """Return the part of the tokens of each kind that see each target [L, W, T]."""
+    kind_P = np.zeros(seen_LPT.shape[1], dtype=np.int64) if tokens.kind_P is None else tokens.kind_P
+    own_WP = (kind_P[None, :] == np.arange(len(tokens.tokens_W))[:, None]).astype(np.float32)
+    counts_LWT = own_WP @ seen_LPT.astype(np.float32)  # exact: whole numbers below 2^24
+    means: FloatArray = counts_LWT / tokens.tokens_W[None, :, None].astype(float)
     return means
 
 

@@ -28,7 +28,7 @@ from topologies.files import write_text
     help='Print {"groups": [{"key", "n", "mape", "median", "p95", ...}], "all": {...}}.',
 )
 def accuracy(table: str, profile: str, on_rows: str | None, svg: str | None, json_: bool) -> None:
-    r"""Say how far a profile is off on a table of measurements, by system, ranks and size.
+    """Say how far a profile is off on a table of measurements, by system, ranks and size.
 
     Takes the same tables as `epplan calibrate`. All errors in --json are fractions: 0.06 is 6 %. Rows outside what the
     profile was fitted on are counted as extrapolated, those without any fit as vendor.

@@ -34,7 +34,7 @@ from topologies.files import write_text
 def calibrate(
     tables: tuple[str, ...], output: str, fit_rows: str | None, base: str, source: str, date: str | None, json_: bool
 ) -> None:
-    r"""Fit the time model to what you measured.
+    """Fit the time model to what you measured.
 
     A TABLE is what nccl-tests' alltoall_perf prints, or a CSV with the columns of one of these kinds:
 

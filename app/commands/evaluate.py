@@ -62,7 +62,7 @@ def evaluate(
     profile: str,
     json_: bool,
 ) -> None:
-    r"""Predict what plans and baselines cost on the same routing, side by side.
+    """Predict what plans and baselines cost on the same routing, side by side.
 
     Baselines by name: linear, round-robin, eplb (hierarchical where groups divide by hosts), eplb-global.
 

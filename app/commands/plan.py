@@ -96,7 +96,7 @@ def plan(
     output: str | None,
     json_: bool,
 ) -> None:
-    r"""Place experts and replicas at the least predicted step time, and prove how close to optimal that is.
+    """Place experts and replicas at the least predicted step time, and prove how close to optimal that is.
 
     Compares the plan with what people use today: linear, round-robin, EPLB (hierarchical) and EPLB (global). With no
     options it plans a bundled, really trained model on two H100 hosts. Ctrl-C keeps the best plan so far.

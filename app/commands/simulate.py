@@ -42,7 +42,7 @@ def simulate(
     barriers: bool,
     json_: bool,
 ) -> None:
-    r"""Simulate one layer of a plan, message by message, and draw its timeline.
+    """Simulate one layer of a plan, message by message, and draw its timeline.
 
     Links are shared fairly; a rank starts its experts when its own tokens are in. The table sets the simulation beside
     the closed form: they agree where one link holds a phase up, and differ under incast and mixed message sizes.

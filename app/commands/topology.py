@@ -40,7 +40,7 @@ OUTPUT = click.option("-o", "--output", type=click.Path(path_type=Path), help="C
 
 @click.group()
 def topology() -> None:
-    r"""Describe, check and draw clusters.
+    """Describe, check and draw clusters.
 
     \b
     A cluster is NAME:HOSTS of the catalog (hgx-h100:4; gb200-nvl72:2 is two racks), a cluster file (.yaml),

@@ -1,6 +1,7 @@
 """Flows by hand, and whole layers against the closed form."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -173,3 +174,14 @@ def test_one_rank_alone_moves_nothing():
     done = simulate_layer(load, baseline("linear", load, np.array([4]))[0], 0, load_profile(), "pairwise")
     assert done.layer_us == pytest.approx(done.closed_form.compute_us)
     assert chrome_trace(done)["traceEvents"]
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+def test_one_layer_on_64_ranks_takes_less_than_two_seconds(exchange):
+    load = workload("hgx-h100:8", experts=256, tokens=1024.0)
+    placement = placements(load, "eplb")[0]
+    simulate_layer(load, placement, 0, load_profile(), exchange)  # routes and prices are kept
+    started = time.perf_counter()
+    done = simulate_layer(load, placement, 0, load_profile(), exchange)
+    assert time.perf_counter() - started < 2
+    assert np.isfinite(done.back_R).all()
