@@ -33,9 +33,9 @@ def load_inputs(model: str | None, cluster: str | None, routing: str | None) -> 
     missing = [option for option, value in named.items() if value is None]
     if len(missing) == 1:
         raise BadInput(f"{missing[0]} is missing (give --model and --routing, or neither for the bundled example)")
-    model = model or str(BUNDLED / "config.json")
-    routing = routing or str(BUNDLED / "skewed.npz")
-    cluster = cluster or (BUNDLED_CLUSTER if len(missing) == 2 else None)
+    if model is None or routing is None:
+        model, routing = str(BUNDLED / "config.json"), str(BUNDLED / "skewed.npz")
+        cluster = BUNDLED_CLUSTER if cluster is None else cluster
     if cluster is None:
         raise BadInput("--cluster is missing; a name such as hgx-h100:4, or a file (see: epplan topology show --help)")
     loaded_model, loaded_cluster = load_model(model), load_cluster(cluster)

@@ -5,14 +5,13 @@ Exit codes: 0 done, 1 infeasible request, 2 bad input, 130 interrupted.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
 import sys
 
 import click
-
-from topologies.errors import EpplanError
 
 # verb -> module:command; loaded on use, so that `epplan --help` does not import the solvers
 COMMANDS = {
@@ -60,21 +59,45 @@ def main() -> None:
     """Run the command line; SIGTERM ends it as Ctrl-C does, so that a batch system too keeps the best plan so far."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        _run()
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130)
+
+
+def _run() -> None:
+    from topologies.errors import EpplanError  # noqa: PLC0415 - half a second of imports, in which Ctrl-C may come
+
+    if sys.stdout is None:  # closed by the caller, as in `epplan ... >&-`
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - open until the process ends
+    try:
         code = cli.main(standalone_mode=False)
+        sys.stdout.flush()
     except EpplanError as error:
         _fail(str(error), error.exit_code)
-    except click.exceptions.Abort:
-        _fail("interrupted", 130)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
     except click.ClickException as error:
         _fail(error.format_message(), 2)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
     except BrokenPipeError:  # the reader of our output left, as in `epplan ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except SystemExit as leaving:
+        if isinstance(leaving.__context__, BrokenPipeError):  # Rich met it first, and left with 1
+            sys.exit(0)
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _fail(f"the results cannot be written: {error.strerror}", 2)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: str, code: int) -> None:
     click.echo("epplan: " + " ".join(message.split()), err=True)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

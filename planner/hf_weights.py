@@ -38,9 +38,10 @@ def weight_dtype(config: Config) -> str:
             stated = level.get(name)
             if stated is None:
                 continue
-            if not isinstance(stated, str) or stated not in PLAIN:
+            plain = PLAIN.get(stated.removeprefix("torch.")) if isinstance(stated, str) else None
+            if plain is None:
                 raise BadInput(f"{config.source}: {name} = {short(stated)}; known: {', '.join(PLAIN)}")
-            return PLAIN[stated]
+            return plain
     return "bf16"
 
 

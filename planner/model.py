@@ -118,7 +118,7 @@ def load_model(name_or_path: str) -> MoEModel:
     if name in known:
         return build_model({"name": name} | parse_config(known[name]["config"], f"model {name}"), f"model {name}")
     path = Path(name_or_path)
-    if not _names_a_file(path):
+    if not name_or_path or not _names_a_file(path):
         last = name.rsplit("/", maxsplit=1)[-1]  # as on the hub: deepseek-ai/DeepSeek-V3
         if last in known:
             return load_model(last)
@@ -131,8 +131,8 @@ def load_model(name_or_path: str) -> MoEModel:
 def _names_a_file(path: Path) -> bool:
     """Whether the user means a file: it exists, or is written like one."""
     try:
-        return path.suffix == ".json" or (path != Path() and path.exists())
-    except OSError:  # a name that is too long for any file
+        return path.suffix == ".json" or path.exists()
+    except (OSError, ValueError):  # a name too long for any file, or with a NUL byte
         return False
 
 

@@ -87,44 +87,75 @@ class Workload:
 
     @cached_property
     def token_class_P(self) -> IntArray | None:
-        """Return the source class of each sampled token, or None where each of them stands for all classes alike."""
-        if self.rows_LCE.shape[1] == 1 or self.routing.counts.shape[1] == 1:
+        """Return the source class of each token of `tokens_LPK`, or None where each of them stands for all classes."""
+        if self.routing.counts.shape[1] == 1:
             return None
         if self.routing.trace is not None and self.routing.token_source is not None:
             return np.asarray(self.routing.token_source, dtype=np.int64)[self._kept_tokens]
-        return np.repeat(np.arange(self.rows_LCE.shape[1]), self._tokens_a_class)
+        return self.sampler(0).class_P(SAMPLED_TOKENS)
 
     @cached_property
     def tokens_LPK(self) -> IntArray:
         """Return the experts of P tokens of each layer, -1 where masked: traced, or sampled from the marginals.
 
-        The sample reproduces the marginals and the group limit of the router (see `planner.sampling`).
+        Predictions count rows over these. The sample reproduces the marginals and the group limit of the router (see
+        `planner.sampling`).
         """
         if self.routing.trace is not None:
             return self.routing.trace[:, self._kept_tokens].astype(np.int64)
-        model = self.model
-        if self.token_class_P is None:
-            marginals = [self.rows_LCE[:, 0]]
-        else:
-            marginals = [self.rows_LCE[:, c] for c in range(self.rows_LCE.shape[1])]
-        parts = []
-        for c, rows_LE in enumerate(marginals):
-            total_L1 = np.maximum(rows_LE.sum(axis=1, keepdims=True), np.finfo(float).tiny)
-            tokens = SAMPLED_TOKENS if self.token_class_P is None else self._tokens_a_class
-            parts.append(
-                sample_tokens(rows_LE / total_L1, model.top_k, model.groups, model.top_groups, tokens, self.seed + c)
-            )
-        return np.concatenate(parts, axis=1).astype(np.int64)
+        return np.stack([self.sampler(row).draw(SAMPLED_TOKENS, self.seed) for row in range(self.num_layers)])
 
-    @property
-    def _tokens_a_class(self) -> int:
-        return max(SAMPLED_TOKENS // len(self.class_size_C), MIN_SAMPLED_TOKENS)
+    def sampler(self, row: int) -> TokenSampler:
+        """Return what draws tokens of row `row` (0..L-1), for statistics without a trace."""
+        alike = self.routing.counts.shape[1] == 1
+        rates_XE = self.rows_LCE[row, :1] if alike else self.rows_LCE[row]
+        return TokenSampler(rates_XE, row, self.model.top_k, self.model.groups, self.model.top_groups)
 
     @cached_property
     def _kept_tokens(self) -> IntArray:
         assert self.routing.trace is not None
         tokens = self.routing.trace.shape[1]
         return np.unique(np.linspace(0, tokens - 1, min(tokens, MAX_TRACE_TOKENS)).round().astype(np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class TokenSampler:
+    """Draws tokens of one layer from its marginals.
+
+    Attributes:
+        rates_XE: rows of each source class to each expert; a single row where all classes send alike.
+        row: of the layer, so that layers draw differently under one seed.
+        top_k, groups, top_groups: of the router.
+
+    """
+
+    rates_XE: FloatArray
+    row: int
+    top_k: int
+    groups: int
+    top_groups: int
+
+    def draw(self, tokens: int, seed: int) -> IntArray:
+        """Return the experts [P, K] of about `tokens` tokens, one source class after the other."""
+        parts = []
+        for x, rates_E in enumerate(self.rates_XE):
+            own_seed = int(np.random.SeedSequence([abs(seed), seed < 0, self.row, x]).generate_state(1)[0])
+            total = max(float(rates_E.sum()), np.finfo(float).tiny)
+            parts.append(
+                sample_tokens(
+                    rates_E[None] / total, self.top_k, self.groups, self.top_groups, self._each(tokens), own_seed
+                )[0]
+            )
+        return np.concatenate(parts).astype(np.int64)
+
+    def class_P(self, tokens: int) -> IntArray | None:
+        """Return the source class of each token that `draw` returns, or None where each stands for all classes."""
+        if len(self.rates_XE) == 1:
+            return None
+        return np.repeat(np.arange(len(self.rates_XE)), self._each(tokens))
+
+    def _each(self, tokens: int) -> int:
+        return tokens if len(self.rates_XE) == 1 else max(tokens // len(self.rates_XE), MIN_SAMPLED_TOKENS)
 
 
 def build_workload(

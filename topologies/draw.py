@@ -8,19 +8,10 @@ from topologies.alltoall import sampled, uniform_alltoall
 from topologies.draw_fabric import draw_fabric
 from topologies.draw_host import EDGE, FILL, draw_host
 from topologies.errors import BadInput
-from topologies.graph import Cluster
+from topologies.graph import KIND_NAMES, Cluster
 from topologies.svg import FAINT, Canvas, colour, stroke
 
 MARGIN, HEADER, LEGEND_ROW = 24.0, 64.0, 20.0
-KIND_NAMES = {
-    "nvlink": "NVLink",
-    "xgmi": "xGMI",
-    "c2c": "C2C",
-    "pcie": "PCIe",
-    "qpi": "CPU to CPU",
-    "nic": "NIC to leaf",
-    "fabric": "leaf to spine",
-}
 
 
 def draw(cluster: Cluster) -> str:
@@ -60,7 +51,8 @@ def _legend(canvas: Canvas, cluster: Cluster, y: float) -> float:
     """Draw a line for every kind and speed of link, and return the height below it."""
     wiring = cluster.wiring
     several = cluster.spec.num_hosts > 1
-    drawn = [kind for kind in KIND_NAMES if not (several and kind in ("qpi", "c2c"))]
+    hidden = ("local", "qpi", "c2c") if several else ("local",)
+    drawn = [kind for kind in KIND_NAMES if kind not in hidden]
     seen = {
         (kind, round(gbps, 1)) for kind, gbps in zip(wiring.kinds, wiring.gbps.tolist(), strict=True) if kind in drawn
     }

@@ -87,7 +87,7 @@ class _FabricPicture:
         middles = {leaf: (self.left + step * (i + 0.5), y) for i, leaf in enumerate(used)}
         uplinks = [float(wiring.gbps[wiring.spine_up[leaf]]) for leaf in used if wiring.spine_up[leaf] >= 0]
         if uplinks and len(used) > 1:
-            self._spine(min(uplinks), y)
+            self._spine(min(uplinks), middles[used[0]][0], y)
         for leaf, (x, _) in middles.items():
             self.canvas.box(
                 x - width / 2, y - 13, width, 26, fill="#f1f5f9", edge="#334155", title=wiring.node_names[leaf]
@@ -95,9 +95,9 @@ class _FabricPicture:
             self.canvas.text(x, y + 4, wiring.node_names[leaf].removesuffix(".0"), size=11, bold=True)
         return middles
 
-    def _spine(self, gbps: float, y: float) -> None:
+    def _spine(self, gbps: float, left: float, y: float) -> None:
         """Draw the spine as a bar behind the leaves, with its name at the right end."""
-        self.canvas.line((self.left, y, self.width + 8, y), gbps, title=f"spine, {gbps:g} GB/s to each leaf")
+        self.canvas.line((left, y, self.width + 8, y), gbps, title=f"spine, {gbps:g} GB/s to each leaf")
         self.canvas.box(self.width + 8, y - 13, SPINE_WIDTH, 26, fill="#e2e8f0", edge="#334155")
         self.canvas.text(self.width + 8 + SPINE_WIDTH / 2, y + 4, "spine", bold=True)
 

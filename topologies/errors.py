@@ -13,6 +13,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MAX_SHOWN = 100
+"""Characters of a wrong name that an error repeats."""
+
 
 class EpplanError(Exception):
     """Base of everything that epplan raises on purpose; its text is one line for the user."""
@@ -39,6 +42,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> BadInput:
     "unknown model 'mixtrl'; nearest: mixtral; known: mixtral, qwen3"
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.4)
     hint = f"; nearest: {', '.join(near)}" if near else ""
-    return BadInput(f"unknown {kind} {name!r}{hint}; known: {', '.join(names)}")
+    shown = name if len(name) <= MAX_SHOWN else name[: MAX_SHOWN - 3] + "..."
+    return BadInput(f"unknown {kind} {shown!r}{hint}; known: {', '.join(names)}")

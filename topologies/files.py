@@ -16,7 +16,7 @@ def read_bytes(path: str | Path, *, limit_bytes: int = MAX_TEXT_BYTES) -> bytes:
     path = Path(path)
     try:
         if not path.is_file():
-            raise BadInput(f"{path}: {'is a directory, not a file' if path.is_dir() else 'no such file'}")
+            raise BadInput(f"{path}: {_what_it_is(path)}")
         size = path.stat().st_size
         if size > limit_bytes:
             raise BadInput(f"{path}: {size} bytes, over the limit of {limit_bytes} bytes for this kind of file")
@@ -25,10 +25,22 @@ def read_bytes(path: str | Path, *, limit_bytes: int = MAX_TEXT_BYTES) -> bytes:
         raise BadInput(f"{path}: cannot be read: {error}") from error
 
 
+def _what_it_is(path: Path) -> str:
+    """Say why a path is no file to read."""
+    if path.is_dir():
+        return "is a directory, not a file"
+    if path.exists():
+        return "is a pipe or a device, not a file; save its content to a file first"
+    return "is a link to nowhere" if path.is_symlink() else "no such file"
+
+
 def read_text(path: str | Path, *, limit_bytes: int = MAX_TEXT_BYTES) -> str:
-    """Return the content of a UTF-8 text file; raise BadInput as `read_bytes` does, and on other encodings."""
+    """Return the content of a UTF-8 text file, with or without a byte order mark.
+
+    Raises BadInput as `read_bytes` does, and on other encodings.
+    """
     try:
-        return read_bytes(path, limit_bytes=limit_bytes).decode("utf-8")
+        return read_bytes(path, limit_bytes=limit_bytes).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: not UTF-8 text (byte {error.start} is 0x{error.object[error.start]:02x})") from error
 
@@ -38,16 +50,18 @@ def write_text(path: str | Path, text: str) -> None:
 
     A link is followed, and what is no regular file (a pipe, /dev/stdout) is written to, never replaced.
     """
-    path = Path(path).resolve() if Path(path).is_symlink() else Path(path)
+    path = Path(path)
     try:
         if path.is_dir():
             raise BadInput(f"{path}: is a directory; name a file to write")
         if path.exists() and not path.is_file():
             path.write_text(text, encoding="utf-8")
             return
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be written: {error.strerror}") from error
+        if path.is_symlink():
+            path = path.resolve(strict=path.exists())
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
+    except (OSError, ValueError, RuntimeError) as error:  # ValueError: a NUL byte; RuntimeError: links in a circle
+        raise BadInput(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)

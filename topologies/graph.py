@@ -19,10 +19,22 @@ from topologies.affinity import HostPaths
 from topologies.errors import BadInput
 from topologies.spec import ClusterSpec, Gpu
 
-__all__ = ["Cluster", "Gpu", "Link", "Rank"]
+__all__ = ["KIND_NAMES", "Cluster", "Gpu", "Link", "Rank"]
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
+
+KIND_NAMES = {
+    "nvlink": "NVLink",
+    "xgmi": "xGMI",
+    "c2c": "C2C",
+    "pcie": "PCIe",
+    "qpi": "CPU to CPU",
+    "local": "on board",
+    "nic": "NIC to leaf",
+    "fabric": "leaf to spine",
+}
+"""Kinds of links as a person reads them, in the order of tables and legends."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,8 +74,7 @@ def _complete(host: Host, knowledge: Knowledge, system: System | None, where: st
         host, said = _add_system(host, system, knowledge.system, where)
         notes += said
     if knowledge.nic_gbps is not None:
-        paths = HostPaths(host)
-        used = {paths.nics[nic] for rail in paths.rails for nic in rail.nics}
+        used = _used_nics(host)
         nodes = [
             node.model_copy(update={"gbps": knowledge.nic_gbps}) if i in used else node
             for i, node in enumerate(host.nodes)
@@ -85,12 +84,18 @@ def _complete(host: Host, knowledge: Knowledge, system: System | None, where: st
     return host, notes + _gaps(host, where)
 
 
+def _used_nics(host: Host) -> set[int]:
+    """Return the node indices of the NICs that GPUs send on."""
+    paths = HostPaths(host)
+    return {paths.nics[nic] for rail in paths.rails for nic in rail.nics}
+
+
 def _gaps(host: Host, where: str) -> list[str]:
     """Say what is still not known of a host."""
     gaps = []
     if any(node.kind == "gpu" and node.model is None for node in host.nodes):
         gaps.append(f"{where}: the GPU model is not known; --system names it")
-    if any(node.kind == "nic" and node.gbps is None for node in host.nodes):
+    if any(host.nodes[nic].gbps is None for nic in _used_nics(host)):
         gaps.append(f"{where}: the speed of NICs is not known; --nic-gbps gives that of those that GPUs use")
     used = [nic.gbps for nic in host.nodes if nic.kind == "nic" and nic.gbps is not None]
     if used and max(used) <= MANAGEMENT_GBPS:

@@ -32,12 +32,15 @@ def resolve(spec_or_file: str, knowledge: Knowledge | None = None) -> Resolved:
     `NAME:UNITS` or `NAME` of the catalog; a cluster file (.yaml); or a topology file (NCCL XML, `nvidia-smi topo -m`)
     as the one host it describes, completed by what the user knows.
     """
+    knowledge = knowledge or Knowledge()
     if CLUSTER_FILE.fullmatch(spec_or_file):
+        _refuse_knowledge(knowledge, spec_or_file)
         return Resolved(load_spec(spec_or_file))
     if _is_file(spec_or_file):
-        reading = read_topology(spec_or_file, knowledge or Knowledge())
-        return Resolved(join_hosts([reading], knowledge or Knowledge(), name=Path(spec_or_file).stem), reading.notes)
-    name, units = NAME_AND_UNITS.fullmatch(spec_or_file).groups()  # type: ignore[union-attr]  # it matches any string
+        reading = read_topology(spec_or_file, knowledge)
+        return Resolved(join_hosts([reading], knowledge, name=Path(spec_or_file).stem), reading.notes)
+    _refuse_knowledge(knowledge, spec_or_file)
+    name, units = NAME_AND_UNITS.fullmatch(spec_or_file.lower()).groups()  # type: ignore[union-attr]  # it matches any string
     if name not in catalog_names():
         if "/" in spec_or_file or "." in spec_or_file:
             raise BadInput(f"{spec_or_file}: no such file, nor a system of the catalog: {', '.join(catalog_names())}")
@@ -51,6 +54,14 @@ def resolve(spec_or_file: str, knowledge: Knowledge | None = None) -> Resolved:
     if hosts > MAX_HOSTS:
         raise BadInput(f"{spec_or_file!r}: {hosts} hosts, over the limit of {MAX_HOSTS}")
     return Resolved(system_spec(name, count))
+
+
+def _refuse_knowledge(knowledge: Knowledge, spec: str) -> None:
+    """Refuse a NIC speed for a cluster that states its own, rather than ignore it."""
+    if knowledge.nic_gbps is not None:
+        raise BadInput(
+            f"--nic-gbps {knowledge.nic_gbps:g} completes a topology file (NCCL XML, nvidia-smi); {spec} states its own"
+        )
 
 
 def _is_file(path: str) -> bool:

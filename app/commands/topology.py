@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -22,17 +23,29 @@ from topologies.load import resolve, with_fabric
 from topologies.spec import ClusterSpec, FabricKind
 from topologies.summary import summarise
 
+
+def _number(_context: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    """Refuse NaN, which passes every range."""
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("nan is not a number", param=option)
+    return value
+
+
 SYSTEM = click.option(
     "--system", metavar="NAME", help="Catalog system that gives what a topology file lacks: GPU figures, NVLink."
 )
 NIC_GBPS = click.option(
     "--nic-gbps",
     type=click.FloatRange(0, 10_000, min_open=True),
+    callback=_number,
     help="Speed of every NIC that GPUs use, GB/s per direction (400 Gb/s = 50).",
 )
 RADIX = click.option("--radix", type=click.IntRange(2, 100_000), help="Ports of a leaf switch.")
 OVERSUBSCRIPTION = click.option(
-    "--oversubscription", type=click.FloatRange(1, 1000), help="Capacity below a leaf over capacity above it."
+    "--oversubscription",
+    type=click.FloatRange(1, 1000),
+    callback=_number,
+    help="Capacity below a leaf over capacity above it.",
 )
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 OUTPUT = click.option("-o", "--output", type=click.Path(path_type=Path), help="Cluster file (YAML) to write.")

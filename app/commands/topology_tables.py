@@ -8,18 +8,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from topologies.graph import KIND_NAMES
 from topologies.lint import Finding
-
-KIND_NAMES = {
-    "nvlink": "NVLink",
-    "xgmi": "xGMI",
-    "c2c": "C2C",
-    "pcie": "PCIe",
-    "qpi": "CPU to CPU",
-    "local": "on board",
-    "nic": "NIC to leaf",
-    "fabric": "leaf to spine",
-}
 
 
 def _table(title: str, columns: dict[str, str]) -> Table:

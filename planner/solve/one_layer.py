@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,7 +20,10 @@ from planner.solve.placement_milp import PlacementModel
 from planner.solve.shares import best_shares
 from planner.solve.start import constructed
 from planner.solve.swaps import descend_by_swaps, swapped
+from planner.wire import TokenSample
+from planner.workload import TokenSampler
 
+SEARCH_TOKENS = 4096  # a search over few tokens learns the sample by heart (docs/log.md, 2026-11-21)
 EXACT_PAIRS = 64  # experts x ranks up to which the exact model is tried first
 SHAKEN_SLOTS = 8  # pairs of slots traded at random before a restart
 CLOSE_ENOUGH = 1e-4  # relative gap at which the search stops: load statistics are noisier than this
@@ -76,13 +79,30 @@ def solve_layer(
     starts: Sequence[Placement],
     budget: Budget,
     *,
+    sampler: TokenSampler | None = None,
     seed: int = 0,
     deadline: float | None = None,
 ) -> LayerSolution:
-    """Search for the cheapest placement; `deadline` is a `time.monotonic()` moment after which it only wraps up."""
-    search = _Search(problem, budget, np.random.default_rng(seed), deadline)
+    """Search for the cheapest placement; `deadline` is a `time.monotonic()` moment after which it only wraps up.
+
+    With a `sampler` the search counts rows over more tokens of its own, and the placement that it finds is judged
+    over the tokens of `problem` like any start: what it reports is not flattered by the sample that it searched on.
+    """
+    search = _Search(_search_problem(problem, sampler, seed), budget, np.random.default_rng(abs(seed)), deadline)
     search.run(starts)
-    return LayerSolution(search.best, search.best_us, search.bound, time.monotonic() - search.started)
+    candidates = [search.best] if sampler is None else [search.best, *starts]
+    costs = [problem.evaluate(candidate).layer_us for candidate in candidates]
+    best = int(np.argmin(costs))
+    bound = search.bound if sampler is None else lower_bound(problem)
+    return LayerSolution(candidates[best], costs[best], bound, time.monotonic() - search.started)
+
+
+def _search_problem(problem: LayerProblem, sampler: TokenSampler | None, seed: int) -> LayerProblem:
+    if sampler is None or problem.tokens is None:
+        return problem
+    ids_PK = sampler.draw(SEARCH_TOKENS, seed + 1)
+    tokens = TokenSample.of_ids(ids_PK, problem.num_experts, sampler.class_P(SEARCH_TOKENS), problem.tokens.tokens_C)
+    return replace(problem, tokens=tokens)
 
 
 class _Search:

@@ -19,7 +19,7 @@ from planner.solve.bounds import lower_bound
 from planner.solve.milp import solver_name
 from planner.solve.one_layer import UNTIL_DEADLINE, Budget, LayerSolution, solve_layer
 from planner.timing import EXCHANGES, Exchange, Overlap, TimingProfile
-from planner.workload import Workload
+from planner.workload import TokenSampler, Workload
 from topologies import Infeasible
 
 Objective = Literal["time", "balance"]
@@ -95,9 +95,9 @@ def solve(
     complete = True
     if time_limit_s is None or time_limit_s > 0:
         budget = budget or (Budget() if time_limit_s is None else UNTIL_DEADLINE)
-        jobs = _layer_jobs(
-            problems, starts_of_layer, budget, seed, time_limit_s, started, workers or joblib.cpu_count()
-        )
+        end = None if time_limit_s is None else started + time_limit_s
+        samplers = [workload.sampler(row) if workload.routing.trace is None else None for row in range(len(problems))]
+        jobs = _layer_jobs(problems, starts_of_layer, samplers, budget, seed, end, workers or joblib.cpu_count())
         complete = _collect(jobs, solutions, on_layer)
     values = _by_layer(predicted[chosen], "layer_us" if objective == "time" else "imbalance")
     finished = [
@@ -127,30 +127,40 @@ def _by_layer(predictions: Sequence[Prediction], field: str) -> list[tuple[float
 def _layer_jobs(
     problems: list[LayerProblem],
     starts: list[list[Placement]],
+    samplers: list[TokenSampler | None],
     budget: Budget,
     seed: int,
-    time_limit_s: float | None,
-    started: float,
+    end: float | None,
     workers: int,
 ) -> Iterator[tuple[int, LayerSolution]]:
-    """Yield (row, solution) as layers are done; each layer may use its part of the time that is left."""
-    share_s = None
-    if time_limit_s is not None:
-        share_s = max(time_limit_s - (time.monotonic() - started), 0.0) * min(workers, len(problems)) / len(problems)
+    """Yield (row, solution) as layers are done; `end` is the `time.monotonic()` moment when all should be."""
+    workers = min(workers, len(problems))
     calls = (
-        joblib.delayed(_one_layer)(row, problem, starts[row], budget, seed + row, share_s)
+        joblib.delayed(_one_layer)(
+            row, problem, starts[row], samplers[row], budget, seed, end, (len(problems) - row) / workers
+        )
         for row, problem in enumerate(problems)
     )
-    parallel = joblib.Parallel(n_jobs=min(workers, len(problems)), return_as="generator_unordered", batch_size=1)
-    jobs: Iterator[tuple[int, LayerSolution]] = parallel(calls)
+    jobs: Iterator[tuple[int, LayerSolution]] = joblib.Parallel(
+        n_jobs=workers, return_as="generator_unordered", batch_size=1
+    )(calls)
     return jobs
 
 
 def _one_layer(
-    row: int, problem: LayerProblem, starts: list[Placement], budget: Budget, seed: int, share_s: float | None
+    row: int,
+    problem: LayerProblem,
+    starts: list[Placement],
+    sampler: TokenSampler | None,
+    budget: Budget,
+    seed: int,
+    end: float | None,
+    rounds_left: float,
 ) -> tuple[int, LayerSolution]:
-    deadline = None if share_s is None else time.monotonic() + share_s
-    return row, solve_layer(problem, starts, budget, seed=seed, deadline=deadline)
+    """Solve one layer within its part of the time left: on this worker `rounds_left` layers follow, this included."""
+    now = time.monotonic()
+    deadline = None if end is None else now + max(end - now, 0.0) / max(rounds_left, 1.0)
+    return row, solve_layer(problem, starts, budget, sampler=sampler, seed=seed, deadline=deadline)
 
 
 def _collect(

@@ -161,3 +161,63 @@ def test_the_installed_command_on_a_real_dump() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     (finding,) = json.loads(done.stdout)["findings"]
     assert finding["parts"] == ["gpu4", "gpu5", "gpu6", "gpu7"]
+
+
+@pytest.mark.parametrize("spec", ["hgx-h100:2", "cluster.yaml"])
+def test_a_nic_speed_that_would_be_ignored_is_refused(
+    run: Run, host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run("import", host, "-o", "cluster.yaml")
+    with pytest.raises(BadInput, match=f"--nic-gbps 25 completes a topology file .*; {spec} states its own"):
+        run("show", spec, "--nic-gbps", 25)
+
+
+@pytest.mark.parametrize("option", ["--nic-gbps", "--oversubscription"])
+def test_nan_is_no_speed(run: Run, host: Path, tmp_path: Path, option: str) -> None:
+    result = run("import", host, option, "nan", "-o", tmp_path / "cluster.yaml")
+    assert result.exit_code == 2
+    assert "nan is not a number" in result.stderr
+    assert not (tmp_path / "cluster.yaml").exists()
+
+
+def test_the_speed_of_nics_that_no_gpu_uses_is_not_asked_for(run: Run) -> None:
+    result = run("show", data_file("nvidia_smi/dgx_a100_8x_12nic.txt"), "--system", "dgx-a100", "--nic-gbps", 25)
+    assert "8 NICs taken as 25 GB/s" in result.stderr
+    assert "not known" not in result.stderr
+
+
+def _epplan(arguments: str, redirection: str = "") -> subprocess.CompletedProcess[str]:
+    command = f"{sys.executable} -m app.main {arguments} {redirection}"
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_no_verb_is_answered_with_the_help_as_it_is_laid_out() -> None:
+    for verb in ("", "topology"):
+        result = _epplan(verb)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert len(result.stderr.splitlines()) > 10
+
+
+def test_a_full_disk_under_the_results_is_one_line() -> None:
+    result = _epplan("topology show", "> /dev/full")
+    assert (result.returncode, result.stderr) == (2, "epplan: the results cannot be written: No space left on device\n")
+
+
+def test_results_may_go_nowhere() -> None:
+    result = _epplan("topology show hgx-h100:1", ">&-")
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    result = _epplan("topology show hgx-h100:64", "| head -c 1; exit ${PIPESTATUS[0]}")
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_cluster_file_may_go_to_a_pipe(host: Path) -> None:
+    result = _epplan(f"topology import {host} -o /dev/stdout", "| cat")
+    assert "format: epplan.cluster" in result.stdout
+
+
+def test_case_does_not_matter_in_a_catalog_name() -> None:
+    assert load_cluster("HGX-H100:2").num_ranks == 16

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -257,3 +258,17 @@ def test_any_config_is_a_model_or_one_line(changes):
     else:
         assert model.top_k <= model.experts
         assert model.expert_bytes > 0
+
+
+def test_a_config_may_carry_a_byte_order_mark_and_torch_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = json.dumps(DEEPSEEK | {"torch_dtype": "torch.float16"})
+    (tmp_path / "config.json").write_text(text, encoding="utf-8-sig")
+    monkeypatch.chdir(tmp_path)
+    model = load_model(".")
+    assert (model.name, model.weight_dtype) == (tmp_path.name, "fp16")
+
+
+@pytest.mark.parametrize("name", ["", "nul\0byte", "x" * 5000])
+def test_what_is_no_name_is_an_unknown_model(name: str) -> None:
+    with pytest.raises(BadInput, match="unknown model"):
+        load_model(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from tests.topologies.samples import HIDDEN, MATRIX, cpu, gpu, nic, system, two_sockets
 from topologies import BadInput, load_cluster
 from topologies.build import build_cluster
+from topologies.errors import unknown_name
+from topologies.files import read_bytes, read_text, write_text
 from topologies.importing import Knowledge, join_hosts, parse_topology
 from topologies.lint import lint
 from topologies.routes import routes
@@ -129,3 +132,29 @@ def test_damaged_matrix(data: st.DataObject) -> None:
             st.sampled_from(["SYS", "PIX", "PXB", "PHB", "NODE", "NV4", "NV18", "X", "", "N/A", "GPU0", "??"])
         )
     _survives("\t".join(words).encode())
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("pipe", "is a pipe or a device"), ("loop", "is a link to nowhere"), ("none", "no such file")]
+)
+def test_what_is_no_file_is_named_for_what_it_is(tmp_path: Path, name: str, says: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(BadInput, match=says):
+        read_bytes(tmp_path / name)
+
+
+def test_a_link_in_a_circle_and_a_name_too_long_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name in ("loop", "a" * 300):
+        with pytest.raises(BadInput, match="cannot be written"):
+            write_text(tmp_path / name, "text")
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "bom").write_bytes(b"\xef\xbb\xbf{}")
+    assert read_text(tmp_path / "bom") == "{}"
+
+
+def test_an_error_repeats_only_the_start_of_an_endless_name() -> None:
+    assert len(str(unknown_name("cluster", "x" * 5000, ["hgx-h100"]))) < 200
