@@ -20,7 +20,7 @@ def results() -> Console:
 
 def messages() -> Console:
     """Return a console on stderr, for progress, warnings and errors."""
-    return Console(file=sys.stderr, highlight=False)
+    return Console(file=sys.stderr, highlight=False, soft_wrap=True)
 
 
 def print_json(document: Any) -> None:

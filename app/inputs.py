@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from planner import Cluster, MoEModel, Routing, load_cluster, load_model, load_routing
+from planner import (
+    Cluster,
+    MoEModel,
+    Plan,
+    Routing,
+    Workload,
+    build_workload,
+    load_cluster,
+    load_model,
+    load_routing,
+)
 from topologies import BadInput
 
 BUNDLED = Path(str(resources.files("planner"))) / "bundled" / "tiny_moe"
@@ -46,6 +57,51 @@ def load_inputs(model: str | None, cluster: str | None, routing: str | None) -> 
         "routing": f"sha256:{loaded_routing.sha256}",
     }
     return Inputs(loaded_model, loaded_cluster, loaded_routing, sources)
+
+
+def workload_of_plan(
+    plan: Plan,
+    layers: Sequence[int],
+    *,
+    routing: str | None = None,
+    cluster: str | None = None,
+    tokens_per_rank: float | None = None,
+) -> Workload:
+    """Build the workload of some layers of a plan; what the user does not name comes from the plan.
+
+    Raises BadInput where the cluster is not the plan's, or the statistics lack one of the layers.
+    """
+    machine = _cluster_of_plan(plan, cluster)
+    statistics = load_routing(_routing_of_plan(plan) if routing is None else routing, plan.model)
+    missing = sorted(set(layers) - set(statistics.layers))
+    if missing:
+        raise BadInput(
+            f"{statistics.name}: no statistics for layer {missing[0]} of the plan ({len(missing)} of {len(layers)} "
+            f"layers missing; it has layers {statistics.layers[0]} to {statistics.layers[-1]})"
+        )
+    tokens = plan.workload.tokens_per_rank if tokens_per_rank is None else tokens_per_rank
+    return build_workload(plan.model, machine, statistics.select(layers), tokens, plan.workload.seed)
+
+
+def _cluster_of_plan(plan: Plan, cluster: str | None) -> Cluster:
+    try:
+        machine = load_cluster(plan.cluster.name if cluster is None else cluster)
+    except BadInput as error:
+        if cluster is not None:
+            raise
+        raise BadInput(
+            f"the plan's cluster {plan.cluster.name!r} is not in the catalog; name its file with --cluster"
+        ) from error
+    plan.check_cluster(machine)
+    return machine
+
+
+def _routing_of_plan(plan: Plan) -> str:
+    """Return the bundled trace, for a plan that was made on it."""
+    bundled = BUNDLED / "skewed.npz"
+    if plan.provenance.inputs.get("routing") != _source(str(bundled)):
+        raise BadInput("--routing is missing: the plan was not made on the bundled trace; name its statistics")
+    return str(bundled)
 
 
 def _source(name: str) -> str:

@@ -7,13 +7,14 @@ The cost of a communication phase is  alpha + max over N ( sum over legs  rows_X
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import scipy.sparse as sp
 
-from planner.placement import FloatArray, IntArray
+from planner.placement import BoolArray, FloatArray, IntArray
 from planner.prices import ExchangePrices, exchange_prices, expert_prices, shared_expert_us
 from planner.provenance import Provenance, weakest
 from planner.timing import Exchange, Overlap, TimingProfile, rows_per_peer
@@ -21,6 +22,7 @@ from planner.workload import Workload
 from topologies import BadInput, Cluster, rail_peers, routes
 
 Target = Literal["rank", "domain"]
+SLACK = 0.9  # pairs come from exact loads and rows from sampled tokens: a tenth covers the difference
 MICRO_BATCH = 0.5  # part of the step in each of two micro-batches
 
 
@@ -39,6 +41,12 @@ class Leg:
     distinct: bool
     us_XN: sp.csr_array
 
+    @cached_property
+    def crosses_N(self) -> BoolArray:
+        """Return which links this leg can put rows on."""
+        crosses_N: BoolArray = np.bincount(self.us_XN.indices, minlength=self.us_XN.shape[1]) > 0
+        return crosses_N
+
 
 @dataclass(frozen=True, eq=False)
 class Phase:
@@ -47,6 +55,18 @@ class Phase:
     alpha_us: float
     legs: tuple[Leg, ...]
     link_names: tuple[str, ...]
+
+
+def is_slack(phase: Phase, us_LN: FloatArray) -> bool:
+    """Return whether the rank leg of a two-level phase is far from setting the pace, in all of L layers.
+
+    `us_LN` prices that leg by token-expert pairs, more rows than it can carry. Where even these stay well below the
+    links between domains, its exact rows need not be counted: the slowest link is another.
+    """
+    inside_N = np.any([leg.crosses_N for leg in phase.legs if leg.target == "rank"], axis=0)
+    if inside_N.all():
+        return False
+    return bool((us_LN[..., inside_N].max(axis=-1) <= SLACK * us_LN[..., ~inside_N].max(axis=-1)).all())
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +235,11 @@ def _two_level_hops(workload: Workload) -> list[_Hop]:
 
 
 def link_byte_us(cluster: Cluster, efficiency: dict[str, float], profile_name: str) -> FloatArray:
-    """Return microseconds per byte on every link; raises BadInput for a kind of link without an efficiency."""
+    """Return microseconds per byte on every link; raises BadInput for a kind of link without an efficiency.
+
+    Wires on one board (`local`) have no limit of their own and carry their full figure.
+    """
+    efficiency = {"local": 1.0, **efficiency}
     missing = sorted(set(cluster.link_kinds) - set(efficiency))
     if missing:
         raise BadInput(

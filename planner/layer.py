@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 import scipy.sparse as sp
 
-from planner.cost import Phase, StepCost
+from planner.cost import Phase, StepCost, is_slack
 from planner.placement import FloatArray, IntArray, Placement
 from planner.wire import DistinctRows, TokenSample, pair_rows_CR
 from planner.workload import Workload
@@ -89,11 +89,14 @@ class LayerProblem:
         cost = StepCost("pairwise", nothing, nothing, 0.0, np.zeros(self.num_ranks), row_R)
         return replace(self, cost=cost, tokens=None)
 
-    def evaluate(self, placement: Placement) -> LayerCost:
-        """Price a placement."""
+    def evaluate(self, placement: Placement, *, every_link: bool = False) -> LayerCost:
+        """Price a placement.
+
+        Links inside domains that are far from setting the pace of a two-level exchange are priced by pairs, an upper
+        estimate that changes no time; `every_link` counts them too.
+        """
         pairs_CR = pair_rows_CR(self.rows_CE, self.class_domain_C, placement)
-        counted = self._distinct_rows(placement)
-        rows = {("rank", False): pairs_CR} | {(target, True): count.rows_CT for target, count in counted.items()}
+        rows, counted = self._rows_of_legs(placement, pairs_CR, every_link=every_link)
         load_R = self.class_size_C @ pairs_CR
         slot_S = self.active_E[placement.expert_S] * (placement.share_DS.max(axis=0) > 0)
         active_R = np.bincount(placement.rank_S, weights=slot_S, minlength=self.num_ranks)
@@ -107,20 +110,28 @@ class LayerProblem:
             counted=counted,
         )
 
-    def _distinct_rows(self, placement: Placement) -> dict[str, DistinctRows]:
-        """Return the distinct-row counts of each target that the exchange uses; empty for pairwise."""
+    def _rows_of_legs(
+        self, placement: Placement, pairs_CR: FloatArray, *, every_link: bool
+    ) -> tuple[dict[tuple[str, bool], FloatArray], dict[str, DistinctRows]]:
+        """Return the rows that each kind of leg carries, and the counts behind those that are distinct."""
+        rows: dict[tuple[str, bool], FloatArray] = {("rank", False): pairs_CR}
+        counted: dict[str, DistinctRows] = {}
         targets = {leg.target for leg in self.cost.dispatch.legs if leg.distinct}
-        if not targets:
-            return {}
+        if "domain" in targets:
+            counted["domain"] = self._count(placement, self.domain_R, self.num_domains)
+            rows["domain", True] = counted["domain"].rows_CT
+            rows["rank", True] = pairs_CR
+            phases = (self.cost.dispatch, self.cost.combine)
+            if not every_link and all(is_slack(phase, phase_us(phase, rows)) for phase in phases):
+                return rows, counted
+        if "rank" in targets:
+            counted["rank"] = self._count(placement, np.arange(self.num_ranks), self.num_ranks)
+            rows["rank", True] = counted["rank"].rows_CT
+        return rows, counted
+
+    def _count(self, placement: Placement, target_R: IntArray, num_targets: int) -> DistinctRows:
         assert self.tokens is not None, "an exchange that counts distinct targets needs sampled tokens"
-        target_of = {
-            "rank": (np.arange(self.num_ranks), self.num_ranks),
-            "domain": (self.domain_R, self.num_domains),
-        }
-        return {
-            target: DistinctRows(self.tokens, self.class_domain_C, placement, *target_of[target])
-            for target in sorted(targets)
-        }
+        return DistinctRows(self.tokens, self.class_domain_C, placement, target_R, num_targets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,9 +141,9 @@ class LayerCost:
     Attributes:
         cost: the price list.
         load_R: token-expert pairs on each rank.
-        dispatch_us_N, combine_us_N: microseconds on each link, without start-up.
+        dispatch_us_N, combine_us_N: microseconds on each link, without start-up (see `evaluate` for slack links).
         compute_us_R: microseconds on each rank, without launch.
-        counted: the rows by distinct target behind it, for each target that the exchange counts so.
+        counted: the rows by distinct target behind it, for each target that was counted so.
 
     """
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.cost import Phase, StepCost, step_cost
+from planner.cost import Phase, StepCost, is_slack, step_cost
 from planner.layer import LayerCost, layer_problem
 from planner.placement import FloatArray, Placement
 from planner.provenance import Provenance
@@ -120,15 +120,20 @@ def _rows_of_legs(
         "rank": (ranks, workload.num_ranks),
         "domain": (np.asarray(workload.cluster.domain_of_rank), workload.num_domains),
     }
-    for target in {leg.target for leg in cost.dispatch.legs if leg.distinct}:
+    for target in sorted({leg.target for leg in cost.dispatch.legs if leg.distinct}):
+        if target == "rank" and ("domain", True) in rows:
+            rows[target, True] = rows["rank", False]
+            phases = (cost.dispatch, cost.combine)
+            if all(is_slack(phase, _phase_us_LN(phase, rows, len(placements))) for phase in phases):
+                continue
         target_R, count = target_of[target]
         if count <= MOST_TARGETS:
             rows[target, True] = slots.distinct_LCT(target_R, count)
             continue
         every_slot_R = np.full(workload.num_ranks, workload.num_experts)
         problems = (layer_problem(workload, cost, every_slot_R, row) for row in range(len(placements)))
-        counted = [problem.evaluate(p).counted[target].rows_CT for problem, p in zip(problems, placements, strict=True)]
-        rows[target, True] = np.stack(counted)
+        priced = [problem.evaluate(p, every_link=True) for problem, p in zip(problems, placements, strict=True)]
+        rows[target, True] = np.stack([one.counted[target].rows_CT for one in priced])
     return rows
 
 

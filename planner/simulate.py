@@ -105,7 +105,7 @@ def simulate_layer(
     """
     cost = step_cost(workload, profile, exchange)
     problem = layer_problem(workload, cost, np.full(workload.num_ranks, workload.num_experts), row)
-    closed = problem.evaluate(placement)
+    closed = problem.evaluate(placement, every_link=True)
     rows_RT = _rows_by_source(workload, cost, closed, placement, row)
     network = _Network(workload, profile, exchange, cost)
     compute_us_R = cost.launch_us + closed.compute_us_R

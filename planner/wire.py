@@ -111,7 +111,8 @@ class DistinctRows:
     def _miss_PX(self) -> FloatArray:
         """Return each token's chance to miss each (u, target)."""
         if self._log_miss_PX is None:
-            return np.exp(self._tokens.expert_PE @ self._log_miss_EX.toarray())
+            dense_PX: FloatArray = np.exp(self._tokens.expert_PE @ self._log_miss_EX.toarray())
+            return dense_PX
         miss_PX = np.ones(self._log_miss_PX.shape)
         token_N = np.repeat(np.arange(miss_PX.shape[0]), np.diff(self._log_miss_PX.indptr))
         miss_PX[token_N, self._log_miss_PX.indices] = np.exp(self._log_miss_PX.data)

@@ -7,6 +7,7 @@ single ranks where they do.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,7 +19,7 @@ from planner.routing import Routing
 from planner.sampling import sample_tokens
 from topologies import BadInput, Cluster
 
-SAMPLED_TOKENS = 2048  # tokens per layer that stand for the step where rows are counted by distinct destination
+SAMPLED_TOKENS = 1024  # tokens per layer that stand for the step where rows are counted by distinct destination
 MIN_SAMPLED_TOKENS = 256  # for each source class, where the statistics tell sources apart
 DEFAULT_TOKENS_PER_RANK = 4096  # a prefill step, where plain counts come without a number of tokens
 MAX_TRACE_TOKENS = 16384  # a longer trace is thinned evenly to this for counting distinct destinations
@@ -140,10 +141,15 @@ class TokenSampler:
         parts = []
         for x, rates_E in enumerate(self.rates_XE):
             own_seed = int(np.random.SeedSequence([abs(seed), seed < 0, self.row, x]).generate_state(1)[0])
-            total = max(float(rates_E.sum()), np.finfo(float).tiny)
+            weight_E = rates_E if rates_E.any() else np.ones_like(rates_E)  # an idle class: its tokens weigh nothing
             parts.append(
                 sample_tokens(
-                    rates_E[None] / total, self.top_k, self.groups, self.top_groups, self._each(tokens), own_seed
+                    weight_E[None] / weight_E.sum(),
+                    self.top_k,
+                    self.groups,
+                    self.top_groups,
+                    self._each(tokens),
+                    own_seed,
                 )[0]
             )
         return np.concatenate(parts).astype(np.int64)
@@ -178,8 +184,8 @@ def build_workload(
             tokens_per_rank = routing.trace.shape[1] / cluster.num_ranks
     if tokens_per_rank is None:
         tokens_per_rank = DEFAULT_TOKENS_PER_RANK
-    if not tokens_per_rank > 0:
-        raise BadInput(f"tokens per rank is {tokens_per_rank}, must be above 0")
+    if not (math.isfinite(tokens_per_rank) and tokens_per_rank > 0):
+        raise BadInput(f"tokens per rank is {tokens_per_rank}, must be a finite number above 0")
     class_of_rank_R = _source_classes(cluster, routing)
     size_C = np.bincount(class_of_rank_R)
     counts_LSE = routing.counts
@@ -203,5 +209,6 @@ def _source_classes(cluster: Cluster, routing: Routing) -> IntArray:
         return np.asarray(cluster.host_of_rank, dtype=np.int64)
     raise BadInput(
         f"{routing.name}: counts of {sources} sources fit neither the {cluster.num_ranks} ranks, "
-        f"the {cluster.num_hosts} hosts nor the {cluster.num_domains} domains of {cluster.name}"
+        f"the {cluster.num_hosts} hosts nor the {cluster.num_domains} domains of {cluster.name}; "
+        "sum the sources into one, or name the cluster that they were recorded on"
     )

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import click
 
 from app.console import messages, print_json, results
-from app.inputs import BUNDLED, load_inputs
+from app.inputs import load_inputs, workload_of_plan
 from app.tables import as_json, comparison
 from planner import (
-    Cluster,
-    MoEModel,
     Plan,
     Prediction,
-    Routing,
     TimingProfile,
     Workload,
     build_workload,
-    load_cluster,
     load_plan,
     load_profile,
-    load_routing,
     predict,
     slots_of_ranks,
 )
@@ -31,6 +27,7 @@ from planner.placement import IntArray, Placement
 from planner.request import default_slots_per_rank
 from planner.timing import EXCHANGES, OVERLAPS, Exchange, Overlap
 from topologies import BadInput
+from topologies.errors import unknown_name
 
 
 @click.command()
@@ -69,7 +66,7 @@ def evaluate(
     \b
     epplan evaluate plan.json linear round-robin eplb eplb-global --routing loads.json
     """
-    loaded = {name: load_plan(name) for name in plans if name not in BASELINES}
+    loaded = {name: _load(name) for name in plans if name not in BASELINES}
     setting = _setting(next(iter(loaded.values()), None), routing, model, cluster, slots_per_rank, tokens_per_rank)
     timing = load_profile(profile)
     of_plans: Overlap = next((plan.predicted.overlap for plan in loaded.values()), "none")
@@ -88,6 +85,13 @@ def evaluate(
         results().print(comparison(rows, timing))
         for reason in dict.fromkeys(reason for row in rows for reason in row.reasons):
             results().print(f"extrapolated: {reason}")
+
+
+def _load(name: str) -> Plan:
+    """Load a plan; a word that names no file was meant as a baseline."""
+    if not Path(name).exists() and not Path(name).suffix:
+        raise unknown_name("baseline or plan file", name, BASELINES)
+    return load_plan(name)
 
 
 @dataclass(frozen=True)
@@ -128,40 +132,18 @@ def _setting(
         workload = build_workload(inputs.model, inputs.cluster, inputs.routing, tokens_per_rank)
         slots = default_slots_per_rank(inputs.model, inputs.cluster) if slots_per_rank is None else slots_per_rank
         return _Setting(workload, slots_of_ranks(inputs.model, inputs.cluster, slots, workload.num_layers), "auto")
-    of_model: MoEModel = plan.model
-    of_cluster = _cluster_of(plan, cluster)
-    statistics = load_routing(routing or str(BUNDLED / "skewed.npz"), of_model)
-    statistics = _layers_of(plan, statistics)
-    workload = build_workload(
-        of_model, of_cluster, statistics, tokens_per_rank or plan.workload.tokens_per_rank, plan.workload.seed
-    )
-    slots = max(plan.workload.slots_per_rank) if slots_per_rank is None else slots_per_rank
-    return _Setting(workload, slots_of_ranks(of_model, of_cluster, slots, workload.num_layers), plan.exchange)
-
-
-def _cluster_of(plan: Plan, cluster: str | None) -> Cluster:
-    try:
-        return load_cluster(cluster or plan.cluster.name)
-    except BadInput as error:
-        if cluster is not None:
-            raise
+    if model is not None:
         raise BadInput(
-            f"the plan's cluster {plan.cluster.name!r} is not in the catalog; name its file with --cluster"
-        ) from error
-
-
-def _layers_of(plan: Plan, routing: Routing) -> Routing:
-    numbers = [layer.layer for layer in plan.layers]
-    missing = sorted(set(numbers) - set(routing.layers))
-    if missing:
-        raise BadInput(
-            f"{routing.name}: no statistics for layer {missing[0]} of the plan ({len(missing)} layers missing)"
+            f"--model {model}: the plan is for {plan.model.name} and brings its own model; leave --model out"
         )
-    if len(routing.layers) > len(numbers):
+    layers = [layer.layer for layer in plan.layers]
+    workload = workload_of_plan(plan, layers, routing=routing, cluster=cluster, tokens_per_rank=tokens_per_rank)
+    if plan.provenance.inputs.get("routing") != f"sha256:{workload.routing.sha256}":
         messages().print(
-            f"note: {routing.name} has {len(routing.layers)} layers, the plan {len(numbers)}: using the plan's"
+            "note: other statistics than the plan was made on; baselines are placed on these, the plan is not"
         )
-    return routing.select(numbers)
+    slots = max(plan.workload.slots_per_rank) if slots_per_rank is None else slots_per_rank
+    return _Setting(workload, slots_of_ranks(plan.model, workload.cluster, slots, workload.num_layers), plan.exchange)
 
 
 def _fastest(

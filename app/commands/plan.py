@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -72,7 +73,7 @@ from topologies import BadInput
 @click.option("--profile", default="vendor", show_default=True, help="Timing profile: a shipped name or a YAML file.")
 @click.option(
     "--seed",
-    type=int,
+    type=click.IntRange(min=0),
     default=0,
     show_default=True,
     help="The same seed gives the same plan, on any number of workers.",
@@ -105,6 +106,8 @@ def plan(
     epplan plan --model deepseek-v3 --cluster hgx-h100:4 --routing loads.json --slots-per-rank 9 -o plan.json
     """
     _check_output(output)
+    if time_limit is not None and not math.isfinite(time_limit):
+        raise BadInput(f"--time-limit is {time_limit}, must be a finite number of seconds")
     inputs = load_inputs(model, cluster, routing)
     workload = build_workload(inputs.model, inputs.cluster, inputs.routing, tokens_per_rank, seed)
     if slots_per_rank is None:
@@ -133,8 +136,15 @@ def plan(
 
 def _check_output(output: str | None) -> None:
     """Refuse a place that cannot be written before the search, not after it."""
-    if output is not None and not Path(output).resolve().parent.is_dir():
-        raise BadInput(f"{output}: the folder {Path(output).parent} does not exist")
+    if output is None:
+        return
+    try:
+        folder = Path(output).resolve().parent
+        usable = bool(output) and folder.is_dir() and not (Path(output).exists() and Path(output).is_dir())
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name too long, a NUL byte
+        raise BadInput(f"{output[:80]!r}: cannot be written: {error}") from error
+    if not usable:
+        raise BadInput(f"{output!r}: cannot be written: no such folder, or no name of a file (-o plan.json)")
 
 
 def _say_what_is_planned(inputs: Inputs, workload: Workload, slots_per_rank: int) -> None:

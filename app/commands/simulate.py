@@ -10,8 +10,8 @@ import numpy as np
 from rich.table import Table as RichTable
 
 from app.console import print_json, results
-from app.inputs import BUNDLED
-from planner import Plan, Workload, build_workload, load_cluster, load_plan, load_profile, load_routing
+from app.inputs import workload_of_plan
+from planner import Plan, load_plan, load_profile
 from planner.simulate import Simulation, simulate_layer
 from planner.timing import EXCHANGES, Exchange
 from planner.trace import busiest_link, chrome_trace
@@ -52,7 +52,7 @@ def simulate(
     """
     loaded = load_plan(plan)
     index = _layer_index(loaded, layer)
-    workload = _workload(loaded, index, routing, cluster)
+    workload = workload_of_plan(loaded, [loaded.layers[index].layer], routing=routing, cluster=cluster)
     timing = load_profile(profile)
     done = simulate_layer(workload, loaded.placement(index), 0, timing, exchange or loaded.exchange, barriers=barriers)
     if output is not None:
@@ -73,25 +73,6 @@ def _layer_index(plan: Plan, layer: int | None) -> int:
     if layer not in numbers:
         raise BadInput(f"--layer {layer}: the plan has layers {numbers[0]} to {numbers[-1]} ({len(numbers)} of them)")
     return numbers.index(layer)
-
-
-def _workload(plan: Plan, index: int, routing: str | None, cluster: str | None) -> Workload:
-    try:
-        machine = load_cluster(cluster or plan.cluster.name)
-    except BadInput as error:
-        if cluster is not None:
-            raise
-        raise BadInput(
-            f"the plan's cluster {plan.cluster.name!r} is not in the catalog; name its file with --cluster"
-        ) from error
-    plan.check_cluster(machine)
-    statistics = load_routing(routing or str(BUNDLED / "skewed.npz"), plan.model)
-    number = plan.layers[index].layer
-    if number not in statistics.layers:
-        raise BadInput(f"{statistics.name}: no statistics for layer {number} of the plan")
-    return build_workload(
-        plan.model, machine, statistics.select([number]), plan.workload.tokens_per_rank, plan.workload.seed
-    )
 
 
 def _phases(done: Simulation) -> list[tuple[str, float, float]]:

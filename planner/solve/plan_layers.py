@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import joblib
+import numpy as np
 
 from planner.baselines import BASELINES, baseline
 from planner.cost import step_cost
@@ -23,6 +27,8 @@ from planner.workload import TokenSampler, Workload
 from topologies import Infeasible
 
 Objective = Literal["time", "balance"]
+PILOT_LAYERS = 4  # searched under every exchange to find the fastest
+PILOT_TIME = 0.3  # part of a time limit that this may take
 OBJECTIVES: tuple[Objective, ...] = ("time", "balance")
 
 
@@ -78,32 +84,141 @@ def solve(
     started = time.monotonic()
     baselines = _baselines(workload, slots_R)
     starts = {name: [placement.without_duplicates() for placement in rows] for name, rows in baselines.items()}
+    search = _Search(
+        workload, profile, slots_R, starts, objective, overlap, budget or _budget(time_limit_s), seed, workers
+    )
+    end = None if time_limit_s is None else started + time_limit_s
     names = EXCHANGES if exchange == "auto" else (exchange,)
-    predicted = {
-        name: [predict(start, rows, workload, profile, name, overlap=overlap) for start, rows in starts.items()]
-        for name in names
-    }
-    # the search starts from these, so the exchange with the best starts is no worse than any baseline under its own
-    chosen = min(predicted, key=lambda name: sum(min(us) for us in _by_layer(predicted[name], "layer_us")))
-    cost = step_cost(workload, profile, chosen, overlap=overlap)
-    problems = [layer_problem(workload, cost, slots_R, row) for row in range(workload.num_layers)]
+    first = min(names, key=search.start_us)
+    chosen, complete = first, True
+    known: dict[int, LayerSolution] = {}
+    if time_limit_s != 0 and objective == "time" and len(names) > 1:
+        ordered = sorted(names, key=search.start_us)
+        chosen, known, complete = _fastest_exchange(search, ordered, started, time_limit_s)
+    if time_limit_s != 0 and complete:
+        complete = search.run(chosen, range(workload.num_layers), known, end, on_layer)
+    layers = [known.get(row) or search.unsearched(chosen, row) for row in range(workload.num_layers)]
+    if objective == "time" and sum(layer.objective for layer in layers) > search.start_us(first):
+        chosen, layers = first, [search.unsearched(first, row) for row in range(workload.num_layers)]
     if objective == "balance":
-        problems = [problem.for_balance() for problem in problems]
-    starts_of_layer = [list(row) for row in zip(*starts.values(), strict=True)]
+        placements = [layer.placement for layer in layers]
+        chosen = min(names, key=lambda name: predict("plan", placements, workload, profile, name).total_us)
+    seconds = time.monotonic() - started
+    return Solution(objective, chosen, tuple(layers), baselines, complete, seconds, solver_name())
 
-    solutions: list[LayerSolution | None] = [None] * len(problems)
-    complete = True
-    if time_limit_s is None or time_limit_s > 0:
-        budget = budget or (Budget() if time_limit_s is None else UNTIL_DEADLINE)
-        end = None if time_limit_s is None else started + time_limit_s
-        samplers = [workload.sampler(row) if workload.routing.trace is None else None for row in range(len(problems))]
-        jobs = _layer_jobs(problems, starts_of_layer, samplers, budget, seed, end, workers or joblib.cpu_count())
-        complete = _collect(jobs, solutions, on_layer)
-    values = _by_layer(predicted[chosen], "layer_us" if objective == "time" else "imbalance")
-    finished = [
-        done or _unsearched(problems[row], starts_of_layer[row], values[row]) for row, done in enumerate(solutions)
-    ]
-    return Solution(objective, chosen, tuple(finished), baselines, complete, time.monotonic() - started, solver_name())
+
+def _budget(time_limit_s: float | None) -> Budget:
+    return Budget() if time_limit_s is None else UNTIL_DEADLINE
+
+
+def _fastest_exchange(
+    search: _Search, names: Sequence[Exchange], started: float, time_limit_s: float | None
+) -> tuple[Exchange, dict[int, LayerSolution], bool]:
+    """Return the exchange with the least time after a search of a few layers, and those layers' solutions.
+
+    An exchange whose lower bound is above what another reached on these layers is not searched at all. The last value
+    is False where Ctrl-C cut the search short.
+    """
+    count = min(PILOT_LAYERS, search.workload.num_layers)
+    rows = sorted({int(row) for row in np.linspace(0, search.workload.num_layers - 1, count).round()})
+    best: tuple[float, Exchange, dict[int, LayerSolution]] = (float("inf"), names[0], {})
+    for turn, name in enumerate(names, start=1):
+        if sum(lower_bound(search.problem(name, row)) for row in rows) >= best[0]:
+            continue
+        found: dict[int, LayerSolution] = {}
+        end = None if time_limit_s is None else started + PILOT_TIME * time_limit_s * turn / len(names)
+        if not search.run(name, rows, found, end, lambda _: None):
+            return best[1], best[2], False
+        total = sum(layer.objective for layer in found.values())
+        if total < best[0]:
+            best = (total, name, found)
+    return best[1], best[2], True
+
+
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """What is searched, whichever exchange and layers."""
+
+    workload: Workload
+    profile: TimingProfile
+    slots_R: IntArray
+    starts: Mapping[str, list[Placement]]
+    objective: Objective
+    overlap: Overlap
+    budget: Budget
+    seed: int
+    workers: int | None
+
+    @cached_property
+    def _predicted(self) -> dict[Exchange, list[Prediction]]:
+        return {}
+
+    def predicted(self, exchange: Exchange) -> list[Prediction]:
+        """Return the prediction of every start under an exchange."""
+        if exchange not in self._predicted:
+            self._predicted[exchange] = [
+                predict(name, rows, self.workload, self.profile, exchange, overlap=self.overlap)
+                for name, rows in self.starts.items()
+            ]
+        return self._predicted[exchange]
+
+    def start_us(self, exchange: Exchange) -> float:
+        """Return the total of each layer's best start: no baseline under this exchange is better."""
+        return sum(min(us) for us in _by_layer(self.predicted(exchange), "layer_us"))
+
+    def problem(self, exchange: Exchange, row: int) -> LayerProblem:
+        """Return a layer's problem under an exchange."""
+        cost = step_cost(self.workload, self.profile, exchange, overlap=self.overlap)
+        problem = layer_problem(self.workload, cost, self.slots_R, row)
+        return problem.for_balance() if self.objective == "balance" else problem
+
+    def unsearched(self, exchange: Exchange, row: int) -> LayerSolution:
+        """Return the best start of a layer."""
+        started = time.monotonic()
+        field = "layer_us" if self.objective == "time" else "imbalance"
+        values = [getattr(prediction.layers[row], field) for prediction in self.predicted(exchange)]
+        best = int(np.argmin(values))
+        bound = lower_bound(self.problem(exchange, row))
+        return LayerSolution(list(self.starts.values())[best][row], values[best], bound, time.monotonic() - started)
+
+    def run(
+        self,
+        exchange: Exchange,
+        rows: Sequence[int],
+        known: dict[int, LayerSolution],
+        end: float | None,
+        on_layer: Callable[[int], None],
+    ) -> bool:
+        """Search the layers that are not known yet, in parallel, and add them; return False where it was cut short.
+
+        `end` is the `time.monotonic()` moment when all should be done.
+        """
+        rows = [row for row in rows if row not in known]
+        if not rows:
+            return True
+        workers = min(self.workers or joblib.cpu_count(), len(rows))
+        traced = self.workload.routing.trace is not None
+        calls = (
+            joblib.delayed(_one_layer)(
+                row,
+                self.problem(exchange, row),
+                [placements[row] for placements in self.starts.values()],
+                None if traced else self.workload.sampler(row),
+                self.budget,
+                self.seed,
+                end,
+                (len(rows) - turn) / workers,
+            )
+            for turn, row in enumerate(rows)
+        )
+        jobs = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)(calls)
+        try:
+            for row, solution in jobs:
+                known[row] = solution
+                on_layer(len(known))
+        except (KeyboardInterrupt, BrokenProcessPool):
+            return False
+        return True
 
 
 def _baselines(workload: Workload, slots_R: IntArray) -> dict[str, list[Placement]]:
@@ -124,29 +239,6 @@ def _by_layer(predictions: Sequence[Prediction], field: str) -> list[tuple[float
     return list(zip(*([getattr(layer, field) for layer in one.layers] for one in predictions), strict=True))
 
 
-def _layer_jobs(
-    problems: list[LayerProblem],
-    starts: list[list[Placement]],
-    samplers: list[TokenSampler | None],
-    budget: Budget,
-    seed: int,
-    end: float | None,
-    workers: int,
-) -> Iterator[tuple[int, LayerSolution]]:
-    """Yield (row, solution) as layers are done; `end` is the `time.monotonic()` moment when all should be."""
-    workers = min(workers, len(problems))
-    calls = (
-        joblib.delayed(_one_layer)(
-            row, problem, starts[row], samplers[row], budget, seed, end, (len(problems) - row) / workers
-        )
-        for row, problem in enumerate(problems)
-    )
-    jobs: Iterator[tuple[int, LayerSolution]] = joblib.Parallel(
-        n_jobs=workers, return_as="generator_unordered", batch_size=1
-    )(calls)
-    return jobs
-
-
 def _one_layer(
     row: int,
     problem: LayerProblem,
@@ -158,26 +250,8 @@ def _one_layer(
     rounds_left: float,
 ) -> tuple[int, LayerSolution]:
     """Solve one layer within its part of the time left: on this worker `rounds_left` layers follow, this included."""
+    if multiprocessing.current_process().name != "MainProcess":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which keeps what is done
     now = time.monotonic()
     deadline = None if end is None else now + max(end - now, 0.0) / max(rounds_left, 1.0)
     return row, solve_layer(problem, starts, budget, sampler=sampler, seed=seed, deadline=deadline)
-
-
-def _collect(
-    jobs: Iterator[tuple[int, LayerSolution]], solutions: list[LayerSolution | None], on_layer: Callable[[int], None]
-) -> bool:
-    """Fill in solutions as they come; return False where Ctrl-C or the death of a worker cut the search short."""
-    try:
-        for done, (row, solution) in enumerate(jobs, start=1):
-            solutions[row] = solution
-            on_layer(done)
-    except (KeyboardInterrupt, BrokenProcessPool):
-        return False
-    return True
-
-
-def _unsearched(problem: LayerProblem, starts: list[Placement], values: tuple[float, ...]) -> LayerSolution:
-    """Return the best start of a layer that was not searched; `values` are their predicted objectives."""
-    started = time.monotonic()
-    best = min(range(len(starts)), key=values.__getitem__)
-    return LayerSolution(starts[best], values[best], lower_bound(problem), time.monotonic() - started)

@@ -142,7 +142,7 @@ class _Gradient:
 
     def _rows(self, leg: Leg) -> tuple[FloatArray, FloatArray | None]:
         problem = self.problem
-        if not leg.distinct:
+        if not leg.distinct or leg.target not in self.cost.counted:
             return pair_rows_CR(problem.rows_CE, problem.class_domain_C, self.placement).ravel(), None
         counted = self.cost.counted[leg.target]
         return counted.rows_CT.ravel(), counted.gradient_CET

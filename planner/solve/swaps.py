@@ -159,7 +159,7 @@ class _Swaps:
             change_ARN = np.zeros((len(self.mine_A), problem.num_ranks, len(us_N)))
             change_RBN = np.zeros((*self.place_RB.shape, len(us_N)))
             for leg in phase.legs:
-                gradient_CET = gradients[leg.target] if leg.distinct else None
+                gradient_CET = gradients.get(leg.target) if leg.distinct else None
                 by_mine, by_theirs = self._change(leg, prices.of_leg[id(leg)], gradient_CET)
                 change_ARN += by_mine
                 change_RBN += by_theirs

@@ -183,7 +183,7 @@ def test_parts_of_the_default_are_not_mixed(run, loads):
 
 
 def test_output_is_checked_before_the_search(run, loads, tmp_path):
-    failed(run(*BASE, "--routing", loads(), "-o", tmp_path / "none" / "p.json"), 2, "does not exist")
+    failed(run(*BASE, "--routing", loads(), "-o", tmp_path / "none" / "p.json"), 2, "no such folder")
 
 
 def test_wrong_option_is_one_line(run):

@@ -197,7 +197,7 @@ def test_ctrl_c_keeps_the_best_so_far():
         from tests.planner.test_solve import PROFILE, random_workload, solve
         workload = random_workload(1, layers=12)
         print("ready", flush=True)
-        result = solve(workload, PROFILE, np.full(16, 3), time_limit_s=600, workers=2,
+        result = solve(workload, PROFILE, np.full(16, 3), time_limit_s=60, workers=2,
                        on_layer=lambda done: print("layer", flush=True))
         print("complete" if result.complete else "interrupted", len(result.placements), flush=True)
     """)
