@@ -12,6 +12,7 @@ from app.commands.evaluate import evaluate
 from app.commands.plan import plan
 from app.main import COMMANDS, cli
 from planner import load_plan
+from tests.planner.routing_data import DATA
 
 
 @pytest.fixture
@@ -58,13 +59,12 @@ def test_plan_writes_and_compares(run, loads, tmp_path):
 
 def test_evaluate_json_has_the_promised_form_and_the_plan_is_never_worse(run, loads, tmp_path):
     plan_olmoe(run, loads, tmp_path, "--tokens-per-rank", 512)
-    code, out, _ = run(
-        "evaluate", tmp_path / "plan.json", "linear", "round-robin", "eplb", "eplb-global", "--json", "--routing", loads()
-    )
+    names = ["linear", "round-robin", "eplb", "eplb-global"]
+    code, out, _ = run("evaluate", tmp_path / "plan.json", *names, "--json", "--routing", loads())
     assert code == 0
     document = json.loads(out)
     ours, *theirs = document["plans"]
-    assert [row["name"] for row in theirs] == ["linear", "round-robin", "eplb", "eplb-global"]
+    assert [row["name"] for row in theirs] == names
     keys = {"layer", "imbalance", "dispatch_us", "compute_us", "combine_us", "layer_us", "bottleneck"}
     assert keys <= set(ours["layers"][0])
     assert [layer["layer"] for layer in ours["layers"]] == list(range(16))
@@ -195,7 +195,8 @@ def test_evaluate_refuses_what_does_not_fit(run, loads, tmp_path):
     plan_olmoe(run, loads, tmp_path, "--time-limit", 0)
     plan_path = tmp_path / "plan.json"
     failed(run("evaluate", plan_path, "--routing", loads(), "--cluster", "hgx-h100:2"), 2, "8 ranks", "16 ranks")
-    failed(run("evaluate", "eplp", "--routing", loads(), "--model", "olmoe-1b-7b", "--cluster", "hgx-h100:1"), 2, "eplp")
+    setting = ["--routing", loads(), "--model", "olmoe-1b-7b", "--cluster", "hgx-h100:1"]
+    failed(run("evaluate", "eplp", *setting), 2, "eplp", "nearest: eplb")
     failed(run("evaluate", plan_path, "--routing", loads(np.ones((16, 32)))), 2, "32", "64")
 
 
@@ -208,8 +209,8 @@ def test_surface_is_frozen():
         "--time-limit", "--profile", "--seed", "--workers", "-o", "--output", "--json",
     }  # fmt: skip
     assert {option for param in evaluate.params for option in param.opts} >= {
-        "plans", "--routing", "--model", "--cluster", "--slots-per-rank", "--tokens-per-rank", "--exchange", "--profile",
-        "--json",
+        "plans", "--routing", "--model", "--cluster", "--slots-per-rank", "--tokens-per-rank", "--exchange",
+        "--profile", "--json",
     }  # fmt: skip
 
 
@@ -219,3 +220,43 @@ def test_help_teaches(verb):
     assert result.exit_code == 0
     assert "Usage" in result.output
     assert len(result.output) > 400
+
+
+@pytest.mark.parametrize("limit", ["inf", "nan"])
+def test_limits_are_finite(run, loads, limit):
+    failed(run(*BASE, "--routing", loads(), "--time-limit", limit), 2, "--time-limit", limit)
+    failed(run(*BASE, "--routing", loads(), "--tokens-per-rank", limit), 2, "tokens per rank", limit)
+
+
+def test_output_names_that_cannot_be_written(run, loads, tmp_path):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for output in (loop, tmp_path / ("x" * 300), "", tmp_path):
+        failed(run(*BASE, "--routing", loads(), "-o", output), 2)
+
+
+def test_evaluate_says_what_it_does_not_use(run, loads, tmp_path):
+    plan_olmoe(run, loads, tmp_path, "--time-limit", 0)
+    plan_path = tmp_path / "plan.json"
+    failed(run("evaluate", plan_path, "--routing", loads(), "--model", "mixtral-8x7b"), 2, "leave --model out")
+    failed(run("evaluate", plan_path), 2, "--routing is missing")
+    failed(run("evaluate", plan_path, "--routing", loads(), "--tokens-per-rank", 0), 2, "tokens per rank")
+    other = np.random.default_rng(1).integers(1, 99, (16, 64))
+    _, _, err = run("evaluate", plan_path, "eplb", "--routing", loads(other, "other.json"))
+    assert "other statistics than the plan was made on" in err
+
+
+@pytest.mark.parametrize("name", ["hgx_h200_8x_nccl_topo.xml", "perlmutter_a100_4x_nccl_topo.xml", "rccl_mi300_8p.xml"])
+def test_an_imported_machine_can_be_planned_on(run, loads, tmp_path, name):
+    file = DATA / "topologies" / "nccl_xml" / name
+    if not file.is_file():
+        pytest.skip(f"no {file.name} in EPPLAN_DATA")
+    cluster = tmp_path / "cluster.yaml"
+    code, _, err = run("topology", "import", file, "--hosts", 2, "-o", cluster, "--nic-gbps", 25)
+    assert code == 0, err
+    code, out, err = run(
+        "plan", "--model", "olmoe-1b-7b", "--cluster", cluster, "--routing", loads(), "--time-limit", 0,
+        "-o", tmp_path / "plan.json",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "this plan" in out

@@ -41,7 +41,7 @@ def mean_over(workload):
     return workload.rows_LCE[0][workload.class_of_rank_R]
 
 
-def link_us(cluster: Cluster, model: MoEModel, rows, row_bytes, back, efficiency):
+def link_us(cluster: Cluster, rows, row_bytes, back, efficiency):
     """Time of every link when `rows[src, dst]` rows travel; `back` sends them from dst to src."""
     route = routes(cluster)
     load = np.zeros(len(cluster.links))
@@ -115,7 +115,7 @@ def layer_us(workload, placement, exchange="pairwise"):
         alpha = regime.alpha_intra_us if cluster.num_domains == 1 else regime.alpha_inter_us
         if exchange == "two-level" and cluster.num_domains > 1:
             alpha += regime.alpha_intra_us
-        times.append(alpha + link_us(cluster, model, rows, row_bytes, back, regime.efficiency).max())
+        times.append(alpha + link_us(cluster, rows, row_bytes, back, regime.efficiency).max())
     return times[0], compute_us(workload, placement, load), times[1]
 
 
@@ -157,8 +157,7 @@ def best_by_lp(workload, held, *, balance=False):
 
     One share per source domain, as plan.json has it.
     """
-    cluster, model, R = workload.cluster, workload.model, workload.num_ranks
-    D, domain, per_rank = workload.num_domains, workload.cluster.domain_of_rank, mean_over(workload)
+    model, R, D = workload.model, workload.num_ranks, workload.num_domains
     columns = {(d, e, g): i for i, (d, g, e) in enumerate(
         (d, g, e) for d in range(D) for g in range(R) for e in held[g])}  # fmt: skip
     n = len(columns)
@@ -175,8 +174,6 @@ def best_by_lp(workload, held, *, balance=False):
     result = linprog(
         np.concatenate([np.zeros(n), np.ones(3)]), np.array(rows), rhs, sums, np.ones(len(sums)), (0, None)
     )
-    assert domain.max() + 1 == D
-    assert per_rank.shape[0] == R
     return result.fun
 
 

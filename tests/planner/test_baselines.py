@@ -10,7 +10,7 @@ from planner.workload import build_workload
 from tests.planner.definitions import routing_of, tiny_cluster, tiny_model
 from topologies import BadInput, Infeasible
 
-# README of deepseek-ai/EPLB @ d52c72d: weights, and the phy2log that it prints for 16 replicas, 4 groups, 2 nodes, 8 GPUs
+# README of deepseek-ai/EPLB @ d52c72d: weights, and the phy2log printed for 16 replicas, 4 groups, 2 nodes, 8 GPUs
 PUBLISHED = [
     [90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86],
     [20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27],

@@ -1,6 +1,7 @@
 """Rows, link loads and times against plain loops over tokens and routes."""
 
 import itertools
+from math import comb
 
 import numpy as np
 import pytest
@@ -120,8 +121,6 @@ def test_gradient_is_the_difference_of_rows(seed, by_class):
 
 def test_uniform_routing_meets_the_closed_form():
     """Distinct domains of uniform routing: D * (1 - C(E - E/D, k) / C(E, k)) (design, section 4)."""
-    from math import comb
-
     model = tiny_model(64, top_k=8)
     workload = build_workload(model, load_cluster("hgx-h100:4"), routing_of(np.ones(64)), 1000)
     problem = layer_problem(workload, step_cost(workload, PROFILE, "two-level"), np.full(32, 2), 0)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from planner.solve.one_layer import Budget, solve_layer
 from planner.solve.shares import best_shares
 from planner.solve.swaps import descend_by_swaps
 from planner.timing import EXCHANGES
+from planner.wire import TokenSample
 from planner.workload import build_workload
 from tests.planner.definitions import (
     PROFILE,
@@ -211,3 +213,37 @@ def test_ctrl_c_keeps_the_best_so_far():
         process.send_signal(signal.SIGINT)
         assert process.stdout.read().splitlines()[-1] == "interrupted 12"
     assert process.returncode == 0
+
+
+def test_auto_takes_the_fastest_exchange():
+    """Few layers are all searched under every exchange, so auto is the best of the three fixed ones."""
+    workload = random_workload(6)
+    slots_R = np.full(16, 3)
+    totals = {
+        exchange: sum(layer.objective for layer in solve(workload, PROFILE, slots_R, exchange=exchange).layers)
+        for exchange in (*EXCHANGES, "auto")
+    }
+    assert totals["auto"] == pytest.approx(min(totals.values()))
+
+
+def test_what_is_reported_is_not_flattered_by_the_sample_it_was_searched_on():
+    """Fresh tokens, many more of them, give the reported time of a two-level plan."""
+    workload = random_workload(7, "hgx-h100:4", experts=128)
+    slots_R = np.full(32, 5)
+    solution = solve(workload, PROFILE, slots_R, exchange="two-level")
+    cost = step_cost(workload, PROFILE, "two-level")
+    for row, layer in enumerate(solution.layers):
+        problem = layer_problem(workload, cost, slots_R, row)
+        sampler = workload.sampler(row)
+        many = TokenSample.of_ids(sampler.draw(20_000, 99), 128, None, problem.tokens.tokens_C)
+        fresh = replace(problem, tokens=many).evaluate(layer.placement).layer_us
+        assert layer.objective == pytest.approx(fresh, rel=0.03)
+
+
+def test_a_source_without_tokens_is_no_trouble():
+    counts = np.random.default_rng(0).integers(1, 50, (1, 16, 32)).astype(float)
+    counts[0, 3:] = 0
+    model = tiny_model(32, top_k=4)
+    workload = build_workload(model, load_cluster("hgx-h100:2"), Routing((0,), counts), 1000)
+    solution = solve(workload, PROFILE, np.full(16, 3), exchange="dedup", workers=1, budget=Budget(swaps=5))
+    check_placement(solution.placements[0], np.full(16, 3))
