@@ -33,11 +33,13 @@ def lower_bound(problem: LayerProblem) -> float:
     cost = problem.cost
     fixed_us = cost.dispatch.alpha_us + cost.launch_us + cost.combine.alpha_us
     packed_us = float(cost.row_us_R.min()) * _pigeonhole_load(problem)
+    level_us = float(problem.load_E.sum() / (1.0 / cost.row_us_R).sum())  # every rank equally long at its rows
     best = packed_us
     for dispatch_CR in _prices(problem, cost.dispatch):
         for combine_CR in _prices(problem, cost.combine):
-            links_us = _priced_us(problem, dispatch_CR + combine_CR, compute=False)
-            best = max(best, links_us + packed_us, _priced_us(problem, dispatch_CR + combine_CR, compute=True))
+            best = max(best, _priced_us(problem, dispatch_CR + combine_CR, compute=True))
+            if packed_us > level_us:  # else the priced experts are the tighter half anyhow
+                best = max(best, packed_us + _priced_us(problem, dispatch_CR + combine_CR, compute=False))
     return cost.layer_bound_us(fixed_us + best)
 
 
