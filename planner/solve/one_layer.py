@@ -24,7 +24,8 @@ from planner.wire import TokenSample
 from planner.workload import TokenSampler
 
 SEARCH_TOKENS = 4096  # a search over few tokens learns the sample by heart (docs/log.md, 2026-11-21)
-EXACT_PAIRS = 64  # experts x ranks up to which the exact model is tried first
+EXACT_PAIRS = 32  # experts x ranks up to which the exact model is tried first
+EXACT_NODES = 20_000  # an end for the exact model where symmetry makes it long; its bound stays proven
 SHAKEN_SLOTS = 8  # pairs of slots traded at random before a restart
 CLOSE_ENOUGH = 1e-4  # relative gap at which the search stops: load statistics are noisier than this
 
@@ -176,7 +177,7 @@ class _Search:
     def _solve_exactly(self) -> None:
         model = PlacementModel(self.problem, range(self.problem.num_ranks), self.best)
         model.build()
-        result = model.solve(time_limit_s=self._seconds_left())
+        result = model.solve(max_nodes=EXACT_NODES, time_limit_s=self._seconds_left())
         if result.has_solution:
             self._keep(model.placement(result))
         fixed_us = (
