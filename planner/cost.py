@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -22,6 +22,7 @@ from planner.workload import Workload
 from topologies import BadInput, Cluster, rail_peers, routes
 
 Target = Literal["rank", "domain"]
+Times = TypeVar("Times", float, FloatArray)
 SLACK = 0.9  # pairs come from exact loads and rows from sampled tokens: a tenth covers the difference
 MICRO_BATCH = 0.5  # part of the step in each of two micro-batches
 
@@ -95,8 +96,8 @@ class StepCost:
     label: Provenance = "vendor"
     reasons: tuple[str, ...] = ()
 
-    def layer_us(self, dispatch_us: float, compute_us: float, combine_us: float) -> float:
-        """Return the time that a layer takes, from the times of its three phases.
+    def layer_us(self, dispatch_us: Times, compute_us: Times, combine_us: Times) -> Times:
+        """Return the time that a layer takes, from the times of its three phases; of one layer, or arrays of many.
 
         none            dispatch + compute + combine
         shared-expert   max(dispatch - shared, 0) + compute + combine     what the routed experts add to the step:
@@ -105,18 +106,25 @@ class StepCost:
                         computed, and computed while batch 1 comes back; the link carries one batch at a time
         """
         if self.overlap == "shared-expert":
-            return max(dispatch_us - self.shared_us, 0.0) + compute_us + combine_us
+            return _positive(dispatch_us - self.shared_us) + compute_us + combine_us
         if self.overlap == "two-batches":
-            return dispatch_us + max(dispatch_us, compute_us) + max(compute_us, combine_us) + combine_us
+            middle_us: Times = np.maximum(dispatch_us, compute_us) + np.maximum(compute_us, combine_us)
+            return dispatch_us + middle_us + combine_us
         return dispatch_us + compute_us + combine_us
 
-    def layer_bound_us(self, sum_us: float) -> float:
+    def layer_bound_us(self, sum_us: Times) -> Times:
         """Return a lower bound on `layer_us` from one on dispatch + compute + combine.
 
         `none` is the sum itself. `shared-expert`: max(D - S, 0) + C + B >= D + C + B - S. `two-batches`: each maximum
         is at least the mean of its two, so the time is at least 1.5 d + c + 1.5 b >= d + c + b.
         """
-        return max(sum_us - self.shared_us, 0.0) if self.overlap == "shared-expert" else sum_us
+        return _positive(sum_us - self.shared_us) if self.overlap == "shared-expert" else sum_us
+
+
+def _positive(us: Times) -> Times:
+    """Return the times, 0 for those below."""
+    positive_us: Times = np.maximum(us, 0.0)
+    return positive_us
 
 
 _PRICE_LISTS: WeakKeyDictionary[Workload, dict[tuple[int, Exchange, str, Overlap], tuple[TimingProfile, StepCost]]] = (
@@ -225,7 +233,7 @@ def _two_level_hops(workload: Workload) -> list[_Hop]:
     R, D = workload.num_ranks, workload.num_domains
     class_R, domain_R = workload.class_of_rank_R, np.asarray(workload.cluster.domain_of_rank)
     C = int(class_R.max()) + 1
-    peer_RD = np.asarray(rail_peers(workload.cluster))
+    peer_RD = rail_peers(workload.cluster.domain_of_rank, workload.cluster.rail_of_rank)
     source_out_H, domain_H = np.divmod(np.arange(R * D), D)
     out = _Hop("domain", True, C * D, class_R[source_out_H] * D + domain_H, source_out_H, peer_RD.ravel())
     source_H, destination_H = np.divmod(np.arange(R * R), R)

@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from planner.model import MoEModel
-from planner.placement import Placement, check_placement, shares_of
+from planner.placement import IntArray, Placement, check_placement, shares_of
 from planner.provenance import Provenance as Origin
 from planner.timing import Exchange, Overlap
 from topologies import BadInput, Cluster
@@ -41,12 +41,13 @@ class _Strict(BaseModel):
 
 
 class PlanRank(_Strict):
-    """Where a rank of the plan sits."""
+    """Where a rank sits; `rail` is -1 without a NIC, and taken as the GPU's number where a plan names none."""
 
     rank: Count
     host: Count
     gpu: Count
     domain: Count
+    rail: int | None = Field(default=None, ge=-1)
 
 
 class PlanCluster(_Strict):
@@ -191,6 +192,17 @@ class Plan(_Strict):
         """Domains that the ranks sit in."""
         return max(entry.domain for entry in self.cluster.ranks) + 1
 
+    @property
+    def domain_of_rank(self) -> IntArray:
+        """[R] domain of every rank."""
+        return np.array([entry.domain for entry in self.cluster.ranks], dtype=np.int64)
+
+    @property
+    def rail_of_rank(self) -> IntArray:
+        """[R] rail of every rank; -1 without a NIC."""
+        rails = (entry.gpu if entry.rail is None else entry.rail for entry in self.cluster.ranks)
+        return np.array(list(rails), dtype=np.int64)
+
     def placement(self, index: int) -> Placement:
         """Return the placement of `layers[index]`; raises BadInput where its shape is wrong."""
         entry, where = self.layers[index], f"layers.{index}"
@@ -271,7 +283,7 @@ def plan_layer(layer: int, placement: Placement) -> PlanLayer:
 
 def plan_cluster(cluster: Cluster) -> PlanCluster:
     """Return what plan.json says of a cluster."""
-    ranks = (PlanRank(rank=r.rank, host=r.host, gpu=r.gpu, domain=r.domain) for r in cluster.ranks)
+    ranks = (PlanRank(rank=r.rank, host=r.host, gpu=r.gpu, domain=r.domain, rail=r.rail) for r in cluster.ranks)
     return PlanCluster(name=cluster.name, ranks=tuple(ranks))
 
 

@@ -197,7 +197,7 @@ class _Builder:
     def two_level(self) -> tuple[tuple[Message, ...], Flows]:
         """Out to the rank of the same rail in each domain, forwarded inside it; back the same way."""
         cluster = self.network.cluster
-        domain_R, peer_RD = np.asarray(cluster.domain_of_rank), np.asarray(rail_peers(cluster))
+        domain_R, peer_RD = np.asarray(cluster.domain_of_rank), rail_peers(cluster.domain_of_rank, cluster.rail_of_rank)
         out_s, out_d = np.nonzero((self.rows_RT["domain"] > 0) & (domain_R[:, None] != np.arange(cluster.num_domains)))
         arrived = {(int(s), int(d)): self._new_group() for s, d in zip(out_s, out_d, strict=True)}
         gathered = {pair: self._new_group() for pair in arrived}

@@ -82,7 +82,7 @@ def choices(token, placement, source_domain):
 def distinct_rows(workload, placement, exchange):
     """Expected rows between ranks for `dedup` and `two-level`, token by token."""
     cluster = workload.cluster
-    domain, peers = cluster.domain_of_rank, rail_peers(cluster)
+    domain, peers = cluster.domain_of_rank, rail_peers(cluster.domain_of_rank, cluster.rail_of_rank)
     tokens = [[int(e) for e in token if e >= 0] for token in workload.tokens_LPK[0]]
     pairs_per_token = sum(map(len, tokens)) / len(tokens)
     rows = defaultdict(float)

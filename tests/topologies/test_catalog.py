@@ -108,8 +108,8 @@ def test_shape_of_hgx_and_nvl72() -> None:
     assert (two.num_ranks, two.num_hosts, two.num_domains) == (144, 36, 2)
     assert [(rank.host, rank.gpu) for rank in hgx.ranks[:10]] == [*((0, gpu) for gpu in range(8)), (1, 0), (1, 1)]
     assert hgx.rail_of_rank.tolist() == list(range(8)) * 4
-    assert rail_peers(hgx)[9].tolist() == [1, 9, 17, 25]
-    assert rail_peers(two)[75].tolist() == [3, 75]
+    assert rail_peers(hgx.domain_of_rank, hgx.rail_of_rank)[9].tolist() == [1, 9, 17, 25]
+    assert rail_peers(two.domain_of_rank, two.rail_of_rank)[75].tolist() == [3, 75]
 
 
 def test_bisection_agrees_with_networkx() -> None:

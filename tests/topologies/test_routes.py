@@ -156,7 +156,7 @@ def test_subsets_keep_the_links_and_relay_only_through_members() -> None:
     )  # no GPU of the group is on rail 1 at the source
     turned = cluster.subset([9, 0])
     assert [rank.node for rank in turned.ranks] == ["h1/gpu1", "h0/gpu0"]
-    assert rail_peers(half).tolist() == [[0, 2], [1, 3], [0, 2], [1, 3]]
+    assert rail_peers(half.domain_of_rank, half.rail_of_rank).tolist() == [[0, 2], [1, 3], [0, 2], [1, 3]]
     for ranks in ([], [0, 0], [16], [-1]):
         with pytest.raises(BadInput, match="subset"):
             cluster.subset(ranks)
@@ -164,7 +164,7 @@ def test_subsets_keep_the_links_and_relay_only_through_members() -> None:
 
 def test_rail_peers_where_rails_differ() -> None:
     cluster = load_cluster("hgx-h100:2").subset([0, 1, 10])
-    assert rail_peers(cluster).tolist() == [[0, 2], [1, 2], [0, 2]]
+    assert rail_peers(cluster.domain_of_rank, cluster.rail_of_rank).tolist() == [[0, 2], [1, 2], [0, 2]]
 
 
 def test_unknown_policy() -> None:

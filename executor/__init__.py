@@ -1,0 +1,1 @@
+"""Reality: a plan becomes real expert-parallel layers on torch.distributed, measured."""

@@ -1,0 +1,43 @@
+"""Exchanges: differentiable all-to-alls that bring tokens to their experts and outputs back.
+
+| module | what it holds |
+|---|---|
+| `pairwise` | one row for each (token, expert) pair |
+| `dedup` | one row for each (token, destination rank) |
+| `two_level`, `two_level_sizes` | one row for each (token, domain), forwarded inside the domain; how sizes are agreed |
+| `distinct_hop` | one hop of the last two: rows once to each target, their pairs with them |
+| `row_sums` | gathers, permutations and weighted sums of rows |
+| `dispatched` | what all of them offer and return |
+"""
+
+from __future__ import annotations
+
+from executor.exchange.dedup import DedupExchange
+from executor.exchange.dispatched import Dispatched, Exchange, HopRows
+from executor.exchange.pairwise import PairwiseExchange
+from executor.exchange.two_level import TwoLevelExchange
+from executor.layout import LayerLayout, contiguous_layout
+from executor.transport import Transport
+from planner.timing import Exchange as ExchangeName
+from topologies.errors import unknown_name
+
+__all__ = ["Dispatched", "Exchange", "HopRows", "local_exchange", "make_exchange"]
+
+_EXCHANGES: dict[ExchangeName, type[PairwiseExchange] | type[DedupExchange] | type[TwoLevelExchange]] = {
+    "pairwise": PairwiseExchange,
+    "dedup": DedupExchange,
+    "two-level": TwoLevelExchange,
+}
+
+
+def make_exchange(name: str, layout: LayerLayout, transport: Transport) -> Exchange:
+    """Return the exchange of that name; raises BadInput where there is none."""
+    for known, exchange in _EXCHANGES.items():
+        if name == known:
+            return exchange(layout, transport)
+    raise unknown_name("exchange", name, tuple(_EXCHANGES))
+
+
+def local_exchange(num_experts: int) -> Exchange:
+    """Return the exchange of a layer whose experts are all here: the same path, with nothing to send."""
+    return PairwiseExchange(contiguous_layout(num_experts, 1, 0), Transport())

@@ -1,0 +1,165 @@
+"""Transport: the collectives of an EP group, on NCCL and on gloo, and their gradients.
+
+Shapes: R ranks; a block is what one rank sends to another: consecutive entries of dimension 0, in order of ranks.
+
+On NCCL an all-to-all is the library's own. gloo's own is uncoordinated and reaches 0.6 of a busy link; rounds of
+sends and receives reach 0.93 (facts, executor.md 6.2): in round i every rank sends to rank + i and receives from
+rank - i, and empty blocks are skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Splits = Sequence[int]
+
+
+class CallGuard(Protocol):
+    """What checks, before each collective, that all ranks are about to make the same call."""
+
+    def check(self, call: str, sends: Splits = (), receives: Splits = ()) -> None:
+        """Compare this rank's call with the others'; raises where they differ."""
+
+
+class Transport:
+    """The ranks of an EP group and what they exchange.
+
+    Attributes:
+        group: process group of the EP ranks; None stands for a group of one rank, which needs no torch.distributed.
+        rank, size: of this rank in the group, and of the group.
+        guard: checks every call in debug mode; None otherwise.
+
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None, guard: CallGuard | None = None) -> None:
+        """Store the group."""
+        self.group, self.guard = group, guard
+        self.rank = 0 if group is None else dist.get_rank(group)
+        self.size = 1 if group is None else dist.get_world_size(group)
+
+    @property
+    def runs_rounds(self) -> bool:
+        """Whether all-to-alls run as rounds of ours."""
+        return self.group is not None and dist.get_backend(self.group) == "gloo"
+
+    def all_to_all(self, call: str, send: Tensor, sends: Splits, receives: Splits) -> Tensor:
+        """Return what all ranks send to this one, in order of ranks; without gradients.
+
+        Args:
+            call: name for messages.
+            send: [sum(sends), ...], blocks in order of destination.
+            sends: entries to every rank.
+            receives: entries from every rank.
+
+        """
+        return self.all_to_alls(call, (send,), (sends,), (receives,))[0]
+
+    def all_to_alls(
+        self, call: str, send: Sequence[Tensor], sends: Sequence[Splits], receives: Sequence[Splits]
+    ) -> tuple[Tensor, ...]:
+        """Run several all-to-alls at once, each with its own splits."""
+        if self.guard is not None:
+            for i, (mine, theirs) in enumerate(zip(sends, receives, strict=True)):
+                self.guard.check(f"{call}[{i}]" if len(send) > 1 else call, mine, theirs)
+        if self.group is None:
+            return tuple(send)
+        contiguous = [one.contiguous() for one in send]
+        out = tuple(
+            one.new_empty((sum(count), *one.shape[1:])) for one, count in zip(contiguous, receives, strict=True)
+        )
+        if self.runs_rounds:
+            self._rounds(contiguous, out, sends, receives)
+        else:
+            for one, into, mine, theirs in zip(contiguous, out, sends, receives, strict=True):
+                dist.all_to_all_single(into, one, list(theirs), list(mine), group=self.group)
+        return out
+
+    def _rounds(
+        self, send: Sequence[Tensor], out: Sequence[Tensor], sends: Sequence[Splits], receives: Sequence[Splits]
+    ) -> None:
+        """Exchange the blocks in rounds; `out` is written in place."""
+        outgoing = [one.split_with_sizes(list(count)) for one, count in zip(send, sends, strict=True)]
+        incoming = [one.split_with_sizes(list(count)) for one, count in zip(out, receives, strict=True)]
+        for blocks, into in zip(outgoing, incoming, strict=True):
+            into[self.rank].copy_(blocks[self.rank])
+        for step in range(1, self.size):
+            to, origin = (self.rank + step) % self.size, (self.rank - step) % self.size
+            pending = [
+                dist.irecv(into[origin], group=self.group, group_src=origin, tag=tag)
+                for tag, into in enumerate(incoming)
+                if into[origin].numel()
+            ]
+            pending += [
+                dist.isend(blocks[to], group=self.group, group_dst=to, tag=tag)
+                for tag, blocks in enumerate(outgoing)
+                if blocks[to].numel()
+            ]
+            for work in pending:
+                if work is not None:
+                    work.wait()
+
+    def sum_over_ranks(self, call: str, value: Tensor) -> Tensor:
+        """Return the sum of a tensor over the ranks; without gradients."""
+        if self.guard is not None:
+            self.guard.check(call, [value.numel()] * self.size, [value.numel()] * self.size)
+        if self.group is None:
+            return value
+        total = value.clone()
+        dist.all_reduce(total, group=self.group)
+        return total
+
+    def gather(self, call: str, value: Any) -> list[Any]:
+        """Return the (picklable, small) values of all ranks, in order of ranks."""
+        if self.guard is not None:
+            self.guard.check(call)
+        if self.group is None:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.group)
+        return values
+
+
+class _Exchanged(torch.autograd.Function):
+    """All-to-alls forward; backward the same, the other way, for every floating tensor.
+
+    One node carries all tensors of an exchange, so that their backward collectives keep one order on all ranks, and
+    whether a rank needs a gradient does not change which collectives it joins.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, transport: Transport, call: str, sends: Sequence[Splits], receives: Sequence[Splits], *send: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.transport, ctx.call, ctx.sends, ctx.receives = transport, call, sends, receives
+        out = transport.all_to_alls(call, send, sends, receives)
+        out = tuple(one.view_as(one) if one is mine else one for one, mine in zip(out, send, strict=True))
+        ctx.floating = [i for i, one in enumerate(out) if one.is_floating_point()]
+        ctx.mark_non_differentiable(*(one for one in out if not one.is_floating_point()))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        chosen = ctx.floating
+        back = ctx.transport.all_to_alls(
+            f"{ctx.call} (backward)",
+            [grads[i] for i in chosen],
+            [ctx.receives[i] for i in chosen],
+            [ctx.sends[i] for i in chosen],
+        )
+        returned: list[Tensor | None] = [None] * len(grads)
+        for i, grad in zip(chosen, back, strict=True):
+            returned[i] = grad
+        return (None, None, None, None, *returned)
+
+
+def exchanged(
+    transport: Transport, call: str, send: Sequence[Tensor], sends: Sequence[Splits], receives: Sequence[Splits]
+) -> tuple[Tensor, ...]:
+    """Run several all-to-alls at once, with gradients for the floating tensors."""
+    out: tuple[Tensor, ...] = _Exchanged.apply(transport, call, sends, receives, *send)  # type: ignore[no-untyped-call]  # torch leaves apply untyped
+    return out
