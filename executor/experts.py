@@ -43,6 +43,21 @@ class SlotRows:
         return sum(self.counts)
 
 
+def linear_by_slot(x_NA: Tensor, rows: SlotRows, weight_SBA: Tensor, bias_SB: Tensor | None = None) -> Tensor:
+    """Return y_NB: `x @ weight[s].T + bias[s]` for the rows of each slot s; in autocast's type under autocast."""
+    check_rows(x_NA, rows, len(weight_SBA))
+    device = x_NA.device.type
+    if torch.is_autocast_enabled(device) and x_NA.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+        x_NA, weight_SBA = x_NA.to(dtype), weight_SBA.to(dtype)
+    y_NB = grouped_linear(x_NA, weight_SBA, rows.ends_S, rows.counts)
+    if bias_SB is None:
+        return y_NB
+    rows_S = rows.ends_S.diff(prepend=rows.ends_S.new_zeros(1))
+    slot_N = torch.repeat_interleave(rows_S, output_size=len(x_NA))  # the size spares a read from the device
+    return y_NB + bias_SB.to(y_NB.dtype)[slot_N]
+
+
 class PackedExperts(nn.Module):
     """Experts of one shape in packed matrices, as Hugging Face and grouped GEMMs have them.
 
@@ -115,26 +130,10 @@ class PackedExperts(nn.Module):
         return len(self.down)
 
     def forward(self, x_NH: Tensor, rows: SlotRows) -> Tensor:
-        """Return y_NH: each row through the expert of its slot; every parameter gets a gradient, of zeros if need be.
-
-        Under autocast the matrices are taken in autocast's type, as those of `nn.Linear` are.
-        """
-        check_rows(x_NH, rows, self.num_slots)
-        inner_NF = self._linear(x_NH, self.gate_up, self.gate_up_bias, rows)
+        """Return y_NH: each row through the expert of its slot; parameters without rows get gradients of zeros."""
+        inner_NF = linear_by_slot(x_NH, rows, self.gate_up, self.gate_up_bias)
         inner_NI = find_activation(self.activation).apply(inner_NF)
-        return self._linear(inner_NI, self.down, self.down_bias, rows)
-
-    @staticmethod
-    def _linear(x_NA: Tensor, weight_SBA: Tensor, bias_SB: Tensor | None, rows: SlotRows) -> Tensor:
-        if torch.is_autocast_enabled(x_NA.device.type) and x_NA.dtype != torch.float64:
-            dtype = torch.get_autocast_dtype(x_NA.device.type)
-            x_NA, weight_SBA = x_NA.to(dtype), weight_SBA.to(dtype)
-        y_NB = grouped_linear(x_NA, weight_SBA, rows.ends_S, rows.counts)
-        if bias_SB is None:
-            return y_NB
-        rows_S = rows.ends_S.diff(prepend=rows.ends_S.new_zeros(1))
-        slot_N = torch.repeat_interleave(rows_S, output_size=len(x_NA))  # the size spares a read from the device
-        return y_NB + bias_SB.to(y_NB.dtype)[slot_N]
+        return linear_by_slot(inner_NI, rows, self.down, self.down_bias)
 
     def select(self, slots: Sequence[int]) -> None:
         """Keep only these experts, in this order: `gate_up[i]` becomes what `gate_up[slots[i]]` was.

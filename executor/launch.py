@@ -10,29 +10,25 @@ store, on a port that the system chose, so that no two jobs can meet. No rank ou
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import os
 import pickle
 import signal
 import socket
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
-from functools import partial
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
 from executor.failures import Failure, rank_failed
+from executor.worker import HOST, Seat, distributed, serve
 from topologies.errors import BadInput
 
 T = TypeVar("T")
-HOST = "127.0.0.1"
 START_TIMEOUT_S = 300.0  # importing torch takes seconds, and many ranks may share few cores
 GRACE_S = 1.0  # after the first failure: time for the others to report theirs, so that the cause can be told
 LATE_S = 60.0  # by which collectives wait longer than the run: the parent is first to notice, and knows all stacks
@@ -126,7 +122,7 @@ class RankPool:
     def _start(self) -> None:
         if self.world_size < 1:
             raise BadInput(f"{self.world_size} ranks; at least 1 is needed")
-        self._store = _distributed().TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
+        self._store = distributed().TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
         self._folder = tempfile.TemporaryDirectory(prefix="epplan-ranks-")
         try:
             with _environment(_rank_environment(self.threads)):
@@ -139,10 +135,11 @@ class RankPool:
 
     def _spawn(self, rank: int, stack_file: Path) -> _Rank:
         context = get_context("spawn")
+        stack_file.touch()
         ours, theirs = context.Pipe()
         process = context.Process(
-            target=_serve,
-            args=(theirs, rank, self.world_size, self.backend, self._store.port, stack_file),
+            target=serve,
+            args=(theirs, Seat(rank, self.world_size, self.backend, self._store.port, stack_file)),
             name=f"epplan-rank-{rank}",
             daemon=True,
         )
@@ -198,13 +195,6 @@ def _stacks(waiting: Mapping[int, _Rank]) -> dict[int, str]:
     return {rank: one.stack_file.read_text(errors="replace") for rank, one in waiting.items()}
 
 
-def _distributed() -> Any:
-    """Import torch.distributed when it is needed: it takes seconds, and hides its stores from type checkers."""
-    from torch import distributed  # noqa: PLC0415
-
-    return distributed
-
-
 def _rank_environment(threads: int) -> dict[str, str]:
     """Return the variables of a rank: its threads, and gloo on the loopback interface, whatever the host is called."""
     variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
@@ -227,60 +217,3 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _serve(pipe: Connection, rank: int, world_size: int, backend: str, port: int, stack_file: Path) -> None:
-    """Be a rank: answer one job after the other until the parent hangs up. Runs in the child."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which stops us
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    with stack_file.open("w", encoding="utf-8") as stacks:
-        faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=False)
-        _send(pipe, rank, partial(_import_torch, backend, rank))
-        while True:
-            try:
-                job = pipe.recv_bytes()
-            except EOFError:
-                return
-            if not _send(pipe, rank, partial(_run_job, job, rank, world_size, backend, port)):
-                threading.Event().wait()  # closing our sockets now would make others fail before the cause is known
-
-
-def _send(pipe: Connection, rank: int, work: Callable[[], Any]) -> bool:
-    """Do some work and send its result, or its failure; return whether it went well."""
-    try:
-        answer = pickle.dumps((work(),))
-        well = True
-    except BaseException as error:  # whatever it is, the parent must hear of it
-        answer = pickle.dumps(Failure.of_exception(rank, error, time.monotonic()))
-        well = False
-    pipe.send_bytes(answer)
-    return well
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent is gone, wherever it hangs."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _import_torch(backend: str, rank: int) -> None:
-    import torch  # noqa: PLC0415 - in the child, after its environment is set
-
-    if backend == "nccl":
-        torch.cuda.set_device(rank % torch.cuda.device_count())
-
-
-def _run_job(job: bytes, rank: int, world_size: int, backend: str, port: int) -> Any:
-    """Join the process group of this run, call the function, and leave."""
-    dist = _distributed()
-    target, args, name, timeout_s = pickle.loads(job)
-    timeout = timedelta(seconds=timeout_s)
-    store = dist.TCPStore(HOST, port, is_master=False, timeout=timeout)
-    dist.init_process_group(
-        backend, store=dist.PrefixStore(name, store), rank=rank, world_size=world_size, timeout=timeout
-    )
-    result = target(rank, world_size, *args)
-    dist.destroy_process_group()
-    return result

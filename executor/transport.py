@@ -129,6 +129,11 @@ class _Exchanged(torch.autograd.Function):
 
     One node carries all tensors of an exchange, so that their backward collectives keep one order on all ranks, and
     whether a rank needs a gradient does not change which collectives it joins.
+
+    Activation checkpointing computes a forward again when backward first asks for a saved tensor, and stops once it
+    has the last one: both moments depend on which tensors a rank saves, and a rank without tokens saves fewer. Each
+    node saves a token and asks for it before its backward collective. So on every rank all forward collectives run
+    again, and do so before the first backward collective.
     """
 
     @staticmethod
@@ -139,11 +144,13 @@ class _Exchanged(torch.autograd.Function):
         out = transport.all_to_alls(call, send, sends, receives)
         out = tuple(one.view_as(one) if one is mine else one for one, mine in zip(out, send, strict=True))
         ctx.floating = [i for i, one in enumerate(out) if one.is_floating_point()]
+        ctx.save_for_backward(torch.empty(0))
         ctx.mark_non_differentiable(*(one for one in out if not one.is_floating_point()))
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        _ = ctx.saved_tensors  # computes the forward again first, where checkpointing has dropped it
         chosen = ctx.floating
         back = ctx.transport.all_to_alls(
             f"{ctx.call} (backward)",

@@ -18,24 +18,19 @@ from executor.exchange.pairwise import PairwiseExchange
 from executor.exchange.two_level import TwoLevelExchange
 from executor.layout import LayerLayout, contiguous_layout
 from executor.transport import Transport
-from planner.timing import Exchange as ExchangeName
 from topologies.errors import unknown_name
 
 __all__ = ["Dispatched", "Exchange", "HopRows", "local_exchange", "make_exchange"]
 
-_EXCHANGES: dict[ExchangeName, type[PairwiseExchange] | type[DedupExchange] | type[TwoLevelExchange]] = {
-    "pairwise": PairwiseExchange,
-    "dedup": DedupExchange,
-    "two-level": TwoLevelExchange,
-}
+_EXCHANGES = (PairwiseExchange, DedupExchange, TwoLevelExchange)
 
 
 def make_exchange(name: str, layout: LayerLayout, transport: Transport) -> Exchange:
     """Return the exchange of that name; raises BadInput where there is none."""
-    for known, exchange in _EXCHANGES.items():
-        if name == known:
+    for exchange in _EXCHANGES:
+        if name == exchange.name:
             return exchange(layout, transport)
-    raise unknown_name("exchange", name, tuple(_EXCHANGES))
+    raise unknown_name("exchange", name, [exchange.name for exchange in _EXCHANGES])
 
 
 def local_exchange(num_experts: int) -> Exchange:

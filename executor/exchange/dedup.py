@@ -18,6 +18,7 @@ from executor.exchange.row_sums import counts
 from executor.experts import SlotRows
 from executor.layout import LayerLayout
 from executor.transport import Transport
+from planner.timing import Exchange as ExchangeName
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +29,8 @@ class _WayBack:
 
 class DedupExchange:
     """See `Exchange`."""
+
+    name: ExchangeName = "dedup"
 
     def __init__(self, layout: LayerLayout, transport: Transport) -> None:
         """Store where the experts are, and the ranks."""

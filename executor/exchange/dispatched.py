@@ -13,6 +13,7 @@ from torch import Tensor
 from executor.experts import SlotRows
 from executor.layout import LayerLayout
 from executor.transport import Transport
+from planner.timing import Exchange as ExchangeName
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,19 @@ class Exchange(Protocol):
     """A differentiable pair of all-to-alls: tokens to their experts, and expert outputs back to their tokens.
 
     Attributes:
+        name: as in plan.json.
         layout: where the experts are.
         transport: the ranks.
-        last_hops: rows of the latest dispatch, by hop; None before the first.
 
     """
 
+    name: ExchangeName
     layout: LayerLayout
     transport: Transport
-    last_hops: dict[str, HopRows] | None
+
+    @property
+    def last_hops(self) -> dict[str, HopRows] | None:
+        """Rows of the latest dispatch, by hop; None before the first."""
 
     def dispatch(self, x_TH: Tensor, weights_TK: Tensor, ids_TK: Tensor) -> Dispatched:
         """Send tokens to the slots of their experts; -1 masks an entry."""

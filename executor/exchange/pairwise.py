@@ -17,6 +17,7 @@ from executor.exchange.row_sums import counts, inverse_of, permuted, repeated, s
 from executor.experts import SlotRows
 from executor.layout import LayerLayout
 from executor.transport import Transport, exchanged
+from planner.timing import Exchange as ExchangeName
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +39,8 @@ class _WayBack:
 
 class PairwiseExchange:
     """See `Exchange`."""
+
+    name: ExchangeName = "pairwise"
 
     def __init__(self, layout: LayerLayout, transport: Transport) -> None:
         """Store where the experts are, and the ranks."""

@@ -22,6 +22,7 @@ from executor.exchange.two_level_sizes import TwoLevelSizes
 from executor.experts import SlotRows
 from executor.layout import LayerLayout
 from executor.transport import Transport
+from planner.timing import Exchange as ExchangeName
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +34,8 @@ class _WayBack:
 
 class TwoLevelExchange:
     """See `Exchange`."""
+
+    name: ExchangeName = "two-level"
 
     def __init__(self, layout: LayerLayout, transport: Transport) -> None:
         """Store where the experts are, and the ranks."""

@@ -1,0 +1,147 @@
+"""apply_expert_parallel: a plan becomes the layout of a model's MoE layers, in place."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from executor.conformance import check_deployed, odd_ones
+from executor.exchange import make_exchange
+from executor.layout import LayerLayout, contiguous_layout, plan_layouts
+from executor.moe import MoE
+from executor.moe_layers import check_layer, find_moe_layers, layer_numbers
+from executor.transport import CallGuard, Transport
+from planner import Plan
+from topologies import BadInput, EpplanError
+
+log = logging.getLogger(__name__)
+Batch = Literal["own", "same"]
+
+
+def apply_expert_parallel(
+    model: nn.Module,
+    device_mesh: Any,
+    plan: Plan | None = None,
+    *,
+    exchange: str | None = None,
+    batch: Batch = "own",
+    guard: CallGuard | None = None,
+) -> nn.Module:
+    """Spread the experts of a model over the ranks of the mesh's `ep` dimension, in place, and return the model.
+
+    Call it on a model with all its experts on every rank, after tensor parallelism and before FSDP2, and build the
+    optimizer afterwards: each rank keeps the experts of its slots, in new parameters. All ranks check that the plan
+    fits before any of them touches a weight, and that what was deployed is the plan. Without an `ep` dimension, or
+    with one of size 1, nothing is done.
+
+    Args:
+        model: holds `executor.moe.MoE` layers.
+        device_mesh: a `DeviceMesh` with a dimension named `ep`, or None.
+        plan: rank r of the dimension takes the slots of rank r of the plan. None deals experts out contiguously.
+        exchange: `pairwise`, `dedup` or `two-level`; the plan's own by default (`pairwise` without a plan).
+        batch: with `own`, every rank has its own tokens, and the gradient of an expert is that of the *sum* of the
+            ranks' losses. With `same`, all ranks run the same tokens, and it is that of one rank's loss, as if there
+            were no expert parallelism.
+        guard: compares all collectives of the layers across ranks (`executor.guard`), for debugging.
+
+    Raises:
+        BadInput: on every rank, the plan does not fit the model or the ranks on one of them, which is named.
+
+    """
+    group = _ep_group(device_mesh)
+    if group is None:
+        return model
+    transport = Transport(group, guard)
+    layers = find_moe_layers(model)
+    layouts = _agreed_layouts(layers, transport, plan)
+    name = exchange or (plan.exchange if plan is not None else "pairwise")
+    for moe, layout in zip(layers.values(), layouts, strict=True):
+        moe.experts.select(layout.my_experts)
+        moe.exchange = make_exchange(name, layout, transport)
+        if batch == "same":
+            _average_gradients(moe.experts, transport.size)
+    check_deployed(layers)
+    return model
+
+
+def _ep_group(device_mesh: Any) -> dist.ProcessGroup | None:
+    """Return the group of the `ep` dimension; None where there is none or it has one rank."""
+    if device_mesh is None or "ep" not in (device_mesh.mesh_dim_names or ()):
+        return None
+    ep = device_mesh["ep"]
+    group: dist.ProcessGroup = ep.get_group()
+    return group if ep.size() > 1 else None
+
+
+def _agreed_layouts(layers: dict[str, MoE], transport: Transport, plan: Plan | None) -> list[LayerLayout]:
+    """Return this rank's layouts, once all ranks have found that theirs fit and are the same; raises on all or none."""
+    problem, layouts = "", []
+    try:
+        layouts = _fitting_layouts(layers, transport, plan)
+    except EpplanError as error:
+        problem = str(error)
+    digests = [layout.digest() for layout in layouts]
+    told = transport.gather("check of the plan", (problem, digests, socket.gethostname()))
+    for rank, (other, _, _) in enumerate(told):
+        if other:
+            raise BadInput(f"rank {rank}: {other}")
+    odd = odd_ones([theirs for _, theirs, _ in told])
+    if odd:
+        raise BadInput(f"rank {', '.join(map(str, odd))}: its plan is not that of the other ranks")
+    if plan is not None:
+        _check_hosts(plan, [host for _, _, host in told])
+    return layouts
+
+
+def _fitting_layouts(layers: dict[str, MoE], transport: Transport, plan: Plan | None) -> list[LayerLayout]:
+    if not layers:
+        raise BadInput("the model has no MoE layer (executor.moe.MoE)")
+    if plan is None:
+        layouts = [
+            contiguous_layout(moe.router.config.num_experts, transport.size, transport.rank, layer)
+            for layer, moe in enumerate(layers.values())
+        ]
+    else:
+        if plan.num_ranks != transport.size:
+            raise BadInput(
+                f"the plan is for {plan.num_ranks} ranks ({plan.cluster.name}), the ep dimension has {transport.size}"
+            )
+        of_layer = plan_layouts(plan, transport.rank)
+        layouts = [of_layer[number] for number in layer_numbers(list(layers), plan)]
+    for (name, moe), layout in zip(layers.items(), layouts, strict=True):
+        check_layer(name, moe, layout, plan)
+    return layouts
+
+
+def _check_hosts(plan: Plan, host_of_rank: Sequence[str]) -> None:
+    """Refuse a job whose ranks share hosts in another way than the plan's; a rehearsal on one host is let through."""
+    planned = [entry.host for entry in plan.cluster.ranks]
+    if len(set(host_of_rank)) == 1:
+        if len(set(planned)) > 1:
+            log.warning("a plan for %d hosts runs on one: its exchanges are real, its links are not", len(set(planned)))
+        return
+    first_of: dict[str, int] = {}
+    for rank, (host, number) in enumerate(zip(host_of_rank, planned, strict=True)):
+        first = first_of.setdefault(host, rank)
+        if planned[first] != number:
+            raise BadInput(
+                f"ranks {first} and {rank} both run on {host}, the plan has them on hosts {planned[first]} and {number}"
+            )
+    if len(set(host_of_rank)) != len(set(planned)):
+        raise BadInput(f"the job runs on {len(set(host_of_rank))} hosts, the plan is for {len(set(planned))}")
+
+
+def _average_gradients(experts: nn.Module, size: int) -> None:
+    """Divide the gradients of experts by the number of ranks, each of which has sent the same tokens."""
+
+    def divide(grad: Tensor) -> Tensor:
+        return grad / size
+
+    for param in experts.parameters():
+        if param.requires_grad:
+            param.register_hook(divide)  # type: ignore[no-untyped-call]  # torch leaves it untyped
