@@ -87,18 +87,18 @@ class Step:
     down: Tensor
 
 
-def step_of(case: Case, dtype: torch.dtype) -> Step:
-    """Return the step; the same on every rank that asks."""
+def step_of(case: Case, dtype: torch.dtype, device: str = "cpu") -> Step:
+    """Return the step; the same on every rank that asks, on every device."""
     g = torch.Generator().manual_seed(case.seed)
     E, H, ids = case.experts, case.hidden, ids_of(case)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+        return torch.randn(*shape, generator=g, dtype=torch.float64).to(device, dtype)
 
     return Step(
         x=[normal(T, H) for T in case.tokens],
         weights=[normal(T, one.shape[1]).abs() for T, one in zip(case.tokens, ids, strict=True)],
-        ids=ids,
+        ids=[one.to(device) for one in ids],
         grad=[normal(T, H) for T in case.tokens],
         gate_up=normal(E, 2 * case.intermediate, H) / H**0.5,
         down=normal(E, H, case.intermediate) / case.intermediate**0.5,
@@ -133,7 +133,7 @@ def dense_answers(step: Step) -> list[Answer]:
 
 def experts_of(step: Step, logical: list[int]) -> PackedExperts:
     """Return the experts of a rank with these slots."""
-    pick = torch.tensor(logical, dtype=torch.int64)
+    pick = torch.tensor(logical, dtype=torch.int64, device=step.gate_up.device)
     return PackedExperts.of(step.gate_up[pick].clone().requires_grad_(), step.down[pick].clone().requires_grad_())
 
 

@@ -18,9 +18,11 @@ from tests.executor.ranks import on_ranks
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 3e-2}
 
 
-def one_layer(exchange: Exchange, case: Case, dtype: torch.dtype, rank: int) -> tuple[Answer, list[int]]:
+def one_layer(
+    exchange: Exchange, case: Case, dtype: torch.dtype, rank: int, device: str = "cpu"
+) -> tuple[Answer, list[int]]:
     """Run forward and backward; return this rank's answer, its experts' gradients in slots, and the slots' experts."""
-    step, logical = step_of(case, dtype), exchange.layout.my_experts
+    step, logical = step_of(case, dtype, device), exchange.layout.my_experts
     experts = experts_of(step, logical)
     x, weights = step.x[rank].clone().requires_grad_(), step.weights[rank].clone().requires_grad_()
     dispatched = exchange.dispatch(x, weights, step.ids[rank])
@@ -31,17 +33,17 @@ def one_layer(exchange: Exchange, case: Case, dtype: torch.dtype, rank: int) -> 
     return Answer(y.detach(), *(grad for grad in grads if grad is not None)), logical
 
 
-def run_cases(rank: int, _size: int, cases: list[Case], dtype: torch.dtype) -> list[str]:
+def run_cases(rank: int, _size: int, cases: list[Case], dtype: torch.dtype, device: str = "cpu") -> list[str]:
     """Return what is wrong: case, exchange, tensor, error."""
     group, wrong = dist.group.WORLD, []
     for case in cases:
-        wanted = dense_answers(step_of(case, dtype))
+        wanted = dense_answers(step_of(case, dtype, device))
         for name in EXCHANGES:
             exchange = make_exchange(name, layout_of(case, rank), Transport(group))
-            found, logical = one_layer(exchange, case, dtype, rank)
+            found, logical = one_layer(exchange, case, dtype, rank, device)
             grads = torch.zeros_like(wanted[0].gate_up), torch.zeros_like(wanted[0].down)
             for total, own in zip(grads, (found.gate_up, found.down), strict=True):
-                total.index_add_(0, torch.tensor(logical, dtype=torch.int64), own)
+                total.index_add_(0, torch.tensor(logical, dtype=torch.int64, device=device), own)
                 dist.all_reduce(total, group=group)
             errors = {
                 "y": relative(found.y, wanted[rank].y),
