@@ -56,7 +56,7 @@ def apply_expert_parallel(
     group = _ep_group(device_mesh)
     if group is None:
         return model
-    transport = Transport(group, guard)
+    transport = Transport(group, guard, None if plan is None else plan.domain_of_rank.tolist())
     layers = find_moe_layers(model)
     layouts = _agreed_layouts(layers, transport, plan)
     name = exchange or (plan.exchange if plan is not None else "pairwise")

@@ -3,8 +3,9 @@
 Shapes: R ranks; a block is what one rank sends to another: consecutive entries of dimension 0, in order of ranks.
 
 On NCCL an all-to-all is the library's own. gloo's own is uncoordinated and reaches 0.6 of a busy link; rounds of
-sends and receives reach 0.93 (facts, executor.md 6.2): in round i every rank sends to rank + i and receives from
-rank - i, and empty blocks are skipped.
+sends reach 0.93 (facts, executor.md 6.2): every rank posts all its receives, then sends to rank + 1, rank + 2, ..., one
+after the other, so that no receiver has two senders as long as the blocks are alike. Empty blocks are skipped. Blocks
+inside the rank's domain take other links than those to other domains: where there are both, they go alongside.
 """
 
 from __future__ import annotations
@@ -33,12 +34,18 @@ class Transport:
         group: process group of the EP ranks; None stands for a group of one rank, which needs no torch.distributed.
         rank, size: of this rank in the group, and of the group.
         guard: checks every call in debug mode; None otherwise.
+        domain_of_rank: which ranks share fast links; None where all do.
 
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None, guard: CallGuard | None = None) -> None:
+    def __init__(
+        self,
+        group: dist.ProcessGroup | None = None,
+        guard: CallGuard | None = None,
+        domain_of_rank: Sequence[int] | None = None,
+    ) -> None:
         """Store the group."""
-        self.group, self.guard = group, guard
+        self.group, self.guard, self.domain_of_rank = group, guard, domain_of_rank
         self.rank = 0 if group is None else dist.get_rank(group)
         self.size = 1 if group is None else dist.get_world_size(group)
 
@@ -87,21 +94,37 @@ class Transport:
         incoming = [one.split_with_sizes(list(count)) for one, count in zip(out, receives, strict=True)]
         for blocks, into in zip(outgoing, incoming, strict=True):
             into[self.rank].copy_(blocks[self.rank])
-        for step in range(1, self.size):
-            to, origin = (self.rank + step) % self.size, (self.rank - step) % self.size
-            pending = [
-                dist.irecv(into[origin], group=self.group, group_src=origin, tag=tag)
-                for tag, into in enumerate(incoming)
-                if into[origin].numel()
-            ]
-            pending += [
-                dist.isend(blocks[to], group=self.group, group_dst=to, tag=tag)
-                for tag, blocks in enumerate(outgoing)
-                if blocks[to].numel()
-            ]
-            for work in pending:
-                if work is not None:
-                    work.wait()
+        others = [(self.rank + step) % self.size for step in range(1, self.size)]
+        pending: list[dist.Work | None] = [
+            dist.irecv(into[origin], group=self.group, group_src=origin, tag=tag)
+            for origin in others
+            for tag, into in enumerate(incoming)
+            if into[origin].numel()
+        ]
+        near, far = self._lanes([to for to in others if any(blocks[to].numel() for blocks in outgoing)])
+        pending += [work for to in near for work in self._send(outgoing, to)]
+        for to in far:
+            for work in self._send(outgoing, to):
+                work.wait()
+        for waiting in pending:
+            if waiting is not None:
+                waiting.wait()
+
+    def _lanes(self, to: list[int]) -> tuple[list[int], list[int]]:
+        """Split destinations into those sent to at once, over links of their own, and those sent to in turn."""
+        if self.domain_of_rank is None:
+            return [], to
+        here = self.domain_of_rank[self.rank]
+        far = [rank for rank in to if self.domain_of_rank[rank] != here]
+        return ([rank for rank in to if rank not in far], far) if far else ([], to)
+
+    def _send(self, outgoing: Sequence[Sequence[Tensor]], to: int) -> list[dist.Work]:
+        works = [
+            dist.isend(blocks[to], group=self.group, group_dst=to, tag=tag)
+            for tag, blocks in enumerate(outgoing)
+            if blocks[to].numel()
+        ]
+        return [work for work in works if work is not None]
 
     def sum_over_ranks(self, call: str, value: Tensor) -> Tensor:
         """Return the sum of a tensor over the ranks; without gradients."""
