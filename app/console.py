@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 WIDTH_OFF_TERMINAL = 160  # tables keep their columns when piped into a file or a pager
 
@@ -28,13 +29,21 @@ def print_json(document: Any) -> None:
     click.echo(json.dumps(document, indent=2, allow_nan=False))
 
 
-def progress() -> Progress:
-    """Return a progress display on stderr that leaves nothing behind."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=messages(),
-        transient=True,
+@contextmanager
+def progress(task: str, total: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    """Yield what to call with the number done; where shown, as a display on stderr that leaves nothing behind."""
+    if not shown:
+        yield lambda _: None
+        return
+    from rich.progress import (  # noqa: PLC0415 - loaded where something takes its time
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
     )
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=messages(), transient=True) as display:
+        number = display.add_task(task, total=total)
+        yield lambda done: display.update(number, completed=done)

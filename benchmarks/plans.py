@@ -2,21 +2,20 @@
 
     python benchmarks/plans.py [--exchange auto]       prints a Markdown table; all times in it are predicted
 
-Needs the routing statistics of `EPPLAN_DATA` (default ../shared/data beside the repository). Three parts: objective
-`time` at prefill and decode on three clusters, objective `balance` on all six files, and `--time-limit 0` beside EPLB.
+Needs the routing statistics of `EPPLAN_DATA` (default ../shared/data beside the repository). Two parts: objective
+`time` at prefill and decode on three clusters, and objective `balance` on all six files. Plans at `--time-limit 0` are
+timed by `limit_zero.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import time
 from pathlib import Path
 
 import numpy as np
 
 from planner import build_workload, load_cluster, load_model, load_profile, load_routing, predict, slots_of_ranks, solve
-from planner.baselines import BASELINES, baseline
 from planner.workload import Workload
 
 DATA = Path(os.environ.get("EPPLAN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
@@ -32,10 +31,15 @@ CLUSTERS = (("hgx-h100:4", 9), ("hgx-h100:8", 5), ("gb200-nvl72:1", 4))
 STEPS = (("prefill_in1024", 4096), ("decode_in1000out1000", 128), ("decode_in2000out100", 128))
 
 
+def path_of(file: str) -> Path:
+    """Return where a file of statistics lies."""
+    return DATA / "routing" / "sglang_deepseek_r1" / f"{file}.json"
+
+
 def workload_of(file: str, cluster: str, tokens: float) -> Workload:
     """Load a file of DeepSeek-V3 statistics for a cluster."""
     model = load_model("deepseek-v3")
-    routing = load_routing(DATA / "routing" / "sglang_deepseek_r1" / f"{file}.json", model)
+    routing = load_routing(path_of(file), model)
     return build_workload(model, load_cluster(cluster), routing, tokens)
 
 
@@ -44,8 +48,7 @@ def time_row(cluster: str, slots: int, file: str, tokens: int, exchange: str) ->
     workload, profile = workload_of(file, cluster, tokens), load_profile()
     slots_R = slots_of_ranks(workload.model, workload.cluster, slots, workload.num_layers)
     solution = solve(workload, profile, slots_R, exchange=exchange)
-    ours = predict("plan", solution.placements, workload, profile, solution.exchange)
-    theirs = [predict(name, rows, workload, profile, solution.exchange) for name, rows in solution.baselines.items()]
+    *theirs, ours = solution.predictions
     ours_us = np.array([layer.layer_us for layer in ours.layers])
     best_us = np.array([[layer.layer_us for layer in one.layers] for one in theirs]).min(axis=0)
     assert (ours_us <= best_us * (1 + 1e-12)).all(), "worse than a baseline on some layer"
@@ -72,32 +75,6 @@ def balance_row(file: str) -> str:
     return f"| {file} | {' | '.join(cells)} | {solution.seconds:.1f} |"
 
 
-def median_ms(action: object, repeats: int = 7) -> float:
-    """Return the median time of a call in milliseconds."""
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        action()  # type: ignore[operator]
-        times.append(time.perf_counter() - started)
-    return 1e3 * float(np.median(times))
-
-
-def limit_zero_row(exchange: str) -> str:
-    """Time a plan at `--time-limit 0` beside the baselines that it is chosen from."""
-    workload, profile = workload_of("prefill_in1024", "hgx-h100:4", 4096), load_profile()
-    slots_R = slots_of_ranks(workload.model, workload.cluster, 9, workload.num_layers)
-    zero = median_ms(lambda: solve(workload, profile, slots_R, exchange=exchange, time_limit_s=0))
-
-    def place_and_price(*names: str) -> None:
-        for name in names:
-            predict(name, baseline(name, workload, slots_R), workload, profile, exchange)
-
-    all_four = median_ms(lambda: place_and_price(*BASELINES))
-    eplb_alone = median_ms(lambda: place_and_price("eplb"))
-    placed = median_ms(lambda: baseline("eplb", workload, slots_R))
-    return f"| {exchange} | {zero:.0f} | {all_four:.0f} | {eplb_alone:.0f} | {placed:.1f} |"
-
-
 def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -112,10 +89,6 @@ def main() -> None:
     print("\n| file | worst layer: eplb | eplb-global | plan | worst gap | seconds |\n|---|---|---|---|---|---|")
     for file in FILES:
         print(balance_row(file), flush=True)
-    print("\n| exchange | plan at limit 0, ms | place + price 4 baselines | place + price eplb | place eplb alone |")
-    print("|---|---|---|---|---|")
-    for one in ("pairwise", "two-level"):
-        print(limit_zero_row(one), flush=True)
 
 
 if __name__ == "__main__":

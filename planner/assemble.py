@@ -31,13 +31,12 @@ def assemble_plan(
     profile: TimingProfile,
     slots_R: IntArray,
     solution: Solution,
-    prediction: Prediction,
     *,
     seed: int,
     inputs: Mapping[str, str],
     command: str,
 ) -> Plan:
-    """Put a solution and its prediction together as a plan; every invariant is checked on the way."""
+    """Put a solution together as a plan; every invariant is checked on the way."""
     return Plan(
         format="epplan.plan",
         version=1,
@@ -48,7 +47,7 @@ def assemble_plan(
         ),
         layers=tuple(map(plan_layer, workload.layers, solution.placements)),
         exchange=solution.exchange,
-        predicted=_predicted(prediction, profile),
+        predicted=_predicted(solution.predictions[-1], profile),
         certificate=_certificate(workload, solution),
         provenance=Provenance(epplan=version("epplan"), inputs=dict(inputs), command=command),
     )

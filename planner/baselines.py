@@ -108,21 +108,20 @@ def balanced_packing(weight_XN: FloatArray, num_packs: int) -> tuple[IntArray, I
         return pack_XN, np.zeros_like(pack_XN)
     order_XN = np.argsort(-weight_XN, axis=1, kind="stable")
     sorted_NX = np.ascontiguousarray(np.take_along_axis(weight_XN, order_XN, axis=1).T)
-    rows = np.arange(X)
+    first_X = np.arange(X) * num_packs  # of each row's packs, side by side
     load_XM = np.zeros((X, num_packs))  # infinite once a pack is full
-    weight_XM = np.zeros((X, num_packs))
-    filled_XM = np.zeros((X, num_packs), dtype=np.int64)
+    load_Y, filled_Y = load_XM.ravel(), np.zeros(X * num_packs, dtype=np.int64)
     pack_NX = np.empty((N, X), dtype=np.int64)
     place_NX = np.empty((N, X), dtype=np.int64)
     for step in range(N):
         pack_X = load_XM.argmin(axis=1)
         pack_NX[step] = pack_X
-        place_X = filled_XM[rows, pack_X]
+        pack_X += first_X
+        place_X = filled_Y.take(pack_X)
         place_NX[step] = place_X
-        filled_XM[rows, pack_X] = place_X + 1
-        weight_X = weight_XM[rows, pack_X] + sorted_NX[step]
-        weight_XM[rows, pack_X] = weight_X
-        load_XM[rows, pack_X] = np.where(place_X + 1 == capacity, np.inf, weight_X)
+        place_X += 1
+        filled_Y.put(pack_X, place_X)
+        load_Y.put(pack_X, np.where(place_X == capacity, np.inf, load_Y.take(pack_X) + sorted_NX[step]))
     pack_XN, place_XN = np.empty((X, N), dtype=np.int64), np.empty((X, N), dtype=np.int64)
     np.put_along_axis(pack_XN, order_XN, pack_NX.T, axis=1)
     np.put_along_axis(place_XN, order_XN, place_NX.T, axis=1)

@@ -5,7 +5,7 @@ Shapes: C source classes, E experts, R ranks, D domains, S slots, N resources of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -182,16 +182,18 @@ class LayerCost:
     @property
     def bottleneck(self) -> str:
         """Name what holds the layer up: the largest phase, and the link or rank that sets its pace."""
-        phases = {"dispatch": self.dispatch_us, "compute": self.compute_us, "combine": self.combine_us}
-        slowest = max(phases, key=phases.__getitem__)
-        if slowest == "compute":
-            return f"compute: rank {int(self.compute_us_R.argmax())}"
-        phase, us_N = (
-            (self.cost.dispatch, self.dispatch_us_N)
-            if slowest == "dispatch"
-            else (self.cost.combine, self.combine_us_N)
-        )
-        return f"{slowest}: {phase.link_names[int(us_N.argmax())]}" if len(us_N) else f"{slowest}: start-up"
+        loads = (self.dispatch_us_N, self.compute_us_R, self.combine_us_N)
+        busiest = [int(us.argmax()) if us.size else 0 for us in loads]
+        return bottleneck(self.cost, (self.dispatch_us, self.compute_us, self.combine_us), busiest)
+
+
+def bottleneck(cost: StepCost, times_us: Sequence[float], busiest: Sequence[int]) -> str:
+    """Name what holds a layer up, from the times of dispatch, compute, combine and the busiest link or rank of each."""
+    slowest = max(range(3), key=times_us.__getitem__)
+    if slowest == 1:
+        return f"compute: rank {busiest[1]}"
+    name, phase = ("dispatch", cost.dispatch) if slowest == 0 else ("combine", cost.combine)
+    return f"{name}: {phase.link_names[busiest[slowest]]}" if phase.link_names else f"{name}: start-up"
 
 
 def phase_us(phase: Phase, rows: dict[tuple[str, bool], FloatArray]) -> FloatArray:

@@ -7,11 +7,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from planner.hf_config import parse_config, read_config
 from planner.weights import WEIGHT_FORMATS, WeightDtype
+from topologies.cluster_file import parse_yaml
 from topologies.errors import BadInput, unknown_name
 
 
@@ -155,7 +155,8 @@ def build_model(fields: dict[str, Any], source: str) -> MoEModel:
 @cache
 def _named_models() -> dict[str, dict[str, Any]]:
     """Name -> {"config": Hugging Face fields, "source": where they were read} of models.yaml; aliases resolved."""
-    table = yaml.safe_load(files("planner").joinpath("models.yaml").read_text(encoding="utf-8"))
+    table = parse_yaml(files("planner").joinpath("models.yaml").read_text(encoding="utf-8"), "models.yaml")
+    assert isinstance(table, dict)
     named: dict[str, dict[str, Any]] = {}
     for name, entry in table.items():
         for each in (name, *entry.get("aliases", ())):

@@ -75,8 +75,8 @@ class Placement:
 
     def slots(self) -> list[list[int]]:
         """Return `slots[rank] = [expert, ...]` in slot order."""
-        edges = np.cumsum(self.slots_R)[:-1]
-        return [part.tolist() for part in np.split(self.expert_S, edges)]
+        experts, ends = self.expert_S.tolist(), np.cumsum(self.slots_R).tolist()
+        return [experts[first:end] for first, end in zip([0, *ends], ends, strict=False)]
 
     def with_shares(self, share_DS: FloatArray) -> Placement:
         """Return the same slots with other shares."""

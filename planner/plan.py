@@ -212,6 +212,8 @@ class Plan(_Strict):
         if not flat or max(flat) >= self.model.experts:
             raise BadInput(f"{where}.slots: expert {max(flat, default=-1)} is not in 0..{self.model.experts - 1}")
         equal = Placement.equal_shares(entry.slots, self.model.experts, self.num_domains)
+        if not entry.shares:
+            return equal
         share_DS = equal.share_DS.copy()
         slot_of = {
             pair: slot for slot, pair in enumerate(zip(equal.expert_S.tolist(), equal.rank_S.tolist(), strict=True))
@@ -273,11 +275,13 @@ def _compact(value: Any) -> str:
 
 def plan_layer(layer: int, placement: Placement) -> PlanLayer:
     """Return the entry of one layer; shares that are equal anyway are left out."""
-    shares = {}
-    for expert, copies in shares_of(placement).items():
-        equal = 1.0 / len(copies)
-        if any(np.abs(share_D - equal).max() > 1e-12 for _, share_D in copies):
-            shares[str(expert)] = tuple(Copy(rank=rank, share=tuple(map(float, share_D))) for rank, share_D in copies)
+    uneven_S = np.abs(placement.share_DS - 1.0 / placement.copies_E[placement.expert_S]).max(axis=0) > 1e-12
+    uneven = set(placement.expert_S[uneven_S].tolist())
+    shares = {
+        str(expert): tuple(Copy(rank=rank, share=tuple(share_D.tolist())) for rank, share_D in copies)
+        for expert, copies in (shares_of(placement) if uneven else {}).items()
+        if expert in uneven
+    }
     return PlanLayer(layer=layer, slots=tuple(tuple(row) for row in placement.slots()), shares=shares)
 
 

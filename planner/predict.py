@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.cost import Phase, StepCost, is_slack, step_cost
-from planner.layer import LayerCost, layer_problem
+from planner.layer import bottleneck
 from planner.placement import FloatArray, Placement
 from planner.provenance import Provenance
-from planner.step_rows import MOST_TARGETS, StepSlots
+from planner.step_rows import StepSlots
 from planner.timing import Exchange, Overlap, TimingProfile
 from planner.workload import Workload
 
@@ -84,61 +84,63 @@ def predict(
 ) -> Prediction:
     """Predict every layer of a plan; `cost` is the price list to use instead of the profile's for this step."""
     cost = cost or step_cost(workload, profile, exchange, overlap=overlap)
-    slots = StepSlots(workload, placements)
-    rows = _rows_of_legs(cost, workload, placements, slots)
-    load_LR = np.einsum("lcr,c->lr", rows["rank", False], workload.class_size_C)
-    compute_us_LR = cost.slot_us_R * slots.active_LR() + cost.row_us_R * load_LR
-    dispatch_us_LN, combine_us_LN = (
-        _phase_us_LN(phase, rows, len(placements)) for phase in (cost.dispatch, cost.combine)
-    )
-    layers = []
-    for row, number in enumerate(workload.layers):
-        priced = LayerCost(cost, load_LR[row], dispatch_us_LN[row], compute_us_LR[row], combine_us_LN[row], {})
-        layers.append(
-            LayerPrediction(
-                layer=number,
-                imbalance=priced.imbalance,
-                dispatch_us=priced.dispatch_us,
-                compute_us=priced.compute_us,
-                combine_us=priced.combine_us,
-                layer_us=priced.layer_us,
-                bottleneck=priced.bottleneck,
-            )
-        )
-    slots_R = np.bincount(slots.rank_S, minlength=workload.num_ranks)
-    memory_bytes = int(slots_R.max()) * workload.model.expert_bytes
-    return Prediction(name, exchange, tuple(layers), memory_bytes, cost.overlap, cost.label, cost.reasons)
+    return PlanCounts(cost, StepSlots(workload, placements)).price(name)
 
 
-def _rows_of_legs(
-    cost: StepCost, workload: Workload, placements: Sequence[Placement], slots: StepSlots
-) -> dict[tuple[str, bool], FloatArray]:
+class PlanCounts:
+    """The rows of a plan on every leg of an exchange, and what they cost."""
+
+    def __init__(self, cost: StepCost, slots: StepSlots) -> None:
+        """Count the rows of a plan under a price list."""
+        self._cost, self._slots = cost, slots
+        rows = _rows_of_legs(cost, slots)
+        self._load_LR: FloatArray = np.einsum("lcr,c->lr", slots.pairs_LCR, slots.workload.class_size_C)
+        self._dispatch_us_LN = _phase_us_LN(cost.dispatch, rows)
+        self._combine_us_LN = _phase_us_LN(cost.combine, rows)
+
+    def price(self, name: str, *, merged: bool = False) -> Prediction:
+        """Predict the plan; with `merged`, as if the slots of one expert on one rank were one, which moves no row."""
+        cost, slots, workload = self._cost, self._slots, self._slots.workload
+        chosen_S = slots.merged_S if merged else np.ones(len(slots.rank_S), dtype=bool)
+        compute_us_LR = cost.slot_us_R * slots.active_LR(chosen_S) + cost.row_us_R * self._load_LR
+        layers = tuple(map(LayerPrediction, workload.layers, *self._per_layer(compute_us_LR)))
+        slots_R = np.bincount(slots.rank_S[chosen_S], minlength=workload.num_ranks)
+        memory_bytes = int(slots_R.max()) * workload.model.expert_bytes
+        return Prediction(name, cost.exchange, layers, memory_bytes, cost.overlap, cost.label, cost.reasons)
+
+    def _per_layer(self, compute_us_LR: FloatArray) -> tuple[list[float] | list[str], ...]:
+        """Return the fields of `LayerPrediction` after the first, each for all layers: `LayerCost`, all at once."""
+        cost, load_LR = self._cost, self._load_LR
+        loads = (self._dispatch_us_LN, compute_us_LR, self._combine_us_LN)
+        fixed_us = (cost.dispatch.alpha_us, cost.launch_us, cost.combine.alpha_us)
+        times_3L = np.stack([us + us_LN.max(axis=1, initial=0.0) for us, us_LN in zip(fixed_us, loads, strict=True)])
+        busiest_3L = np.stack([us_LN.argmax(axis=1) if us_LN.size else np.zeros(len(us_LN), int) for us_LN in loads])
+        imbalance_L = load_LR.max(axis=1) / np.maximum(load_LR.mean(axis=1), np.finfo(float).tiny)
+        held_up_by = [
+            bottleneck(cost, times, busiest)
+            for times, busiest in zip(times_3L.T.tolist(), busiest_3L.T.tolist(), strict=True)
+        ]
+        columns = (imbalance_L, *times_3L, cost.layer_us(*times_3L))
+        return (*(column.tolist() for column in columns), held_up_by)
+
+
+def _rows_of_legs(cost: StepCost, slots: StepSlots) -> dict[tuple[str, bool], FloatArray]:
     """Return the rows [L, C, T] of every kind that the legs count."""
-    rows: dict[tuple[str, bool], FloatArray] = {("rank", False): slots.pairs_LCR()}
-    ranks = np.arange(workload.num_ranks)
-    target_of = {
-        "rank": (ranks, workload.num_ranks),
-        "domain": (np.asarray(workload.cluster.domain_of_rank), workload.num_domains),
-    }
-    for target in sorted({leg.target for leg in cost.dispatch.legs if leg.distinct}):
-        if target == "rank" and ("domain", True) in rows:
-            rows[target, True] = rows["rank", False]
-            phases = (cost.dispatch, cost.combine)
-            if all(is_slack(phase, _phase_us_LN(phase, rows, len(placements))) for phase in phases):
-                continue
-        target_R, count = target_of[target]
-        if count <= MOST_TARGETS:
-            rows[target, True] = slots.distinct_LCT(target_R, count)
-            continue
-        every_slot_R = np.full(workload.num_ranks, workload.num_experts)
-        problems = (layer_problem(workload, cost, every_slot_R, row) for row in range(len(placements)))
-        priced = [problem.evaluate(p, every_link=True) for problem, p in zip(problems, placements, strict=True)]
-        rows[target, True] = np.stack([one.counted[target].rows_CT for one in priced])
+    rows: dict[tuple[str, bool], FloatArray] = {("rank", False): slots.pairs_LCR}
+    targets = {leg.target for leg in cost.dispatch.legs if leg.distinct}
+    if "domain" in targets:
+        rows["domain", True] = slots.by_domain_LCD
+        rows["rank", True] = slots.pairs_LCR
+        if all(is_slack(phase, _phase_us_LN(phase, rows)) for phase in (cost.dispatch, cost.combine)):
+            return rows
+    if "rank" in targets:
+        rows["rank", True] = slots.by_rank_LCR
     return rows
 
 
-def _phase_us_LN(phase: Phase, rows: dict[tuple[str, bool], FloatArray], num_layers: int) -> FloatArray:
+def _phase_us_LN(phase: Phase, rows: dict[tuple[str, bool], FloatArray]) -> FloatArray:
     """Return microseconds on each of a phase's links in every layer, without start-up time."""
+    num_layers = len(rows["rank", False])
     us_LN = np.zeros((num_layers, len(phase.link_names)))
     for leg in phase.legs:
         us_LN += (leg.us_XN.T @ rows[leg.target, leg.distinct].reshape(num_layers, -1).T).T

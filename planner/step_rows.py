@@ -1,26 +1,29 @@
 """Rows of every layer of a plan at once, for prediction: the same numbers as `planner.wire`, in a few array operations.
 
-An expert whose copies all serve one target is a bit of the target's mask, a token's targets are the OR of its experts'
-bits: no floating point is touched. Experts with copies on several targets are counted by their chance to be missed.
+An expert whose copies all serve one target is a bit of a mask, a token's targets are the OR of its experts' bits: no
+floating point is touched. Experts with copies on several targets are counted by their chance to be missed.
 
-Shapes: L layers, C source classes, D domains, E experts, T targets, P sampled tokens, K experts a token, S slots of all
-layers together, X cells (layer, expert), W kinds of tokens, U distinct rows of shares, M copies, Z tokens of copies.
+Shapes: L layers, C source classes, D domains, E experts, T targets (64 at a time), P sampled tokens, K experts a token,
+S slots of all layers together, X cells (layer, expert), W kinds of tokens, U distinct rows of shares, M copies,
+Z tokens of copies, Y those of one layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.placement import FloatArray, IntArray, Placement
+from planner.placement import BoolArray, FloatArray, IntArray, Placement
 from planner.wire import LOG_MISS_FLOOR
 from planner.workload import Workload
 
-MOST_TARGETS = 64  # bits of a mask
+WORD = 64  # targets in one mask
+BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype(np.float64)  # of bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,13 +39,34 @@ class StepTokens:
 
     """
 
-    cell_KLP: NDArray[np.int32]
+    cell_KLP: IntArray
     token_of_cell: IntArray
     first_X: IntArray
     tokens_LC: FloatArray
     kind_P: IntArray | None
     kind_C: IntArray
     tokens_W: IntArray
+
+    @cached_property
+    def visits_LWE(self) -> IntArray:
+        """Return how many tokens of each kind visit each expert."""
+        L, W = self.cell_KLP.shape[1], len(self.tokens_W)
+        cells = len(self.first_X) - 1
+        if self.kind_P is None:
+            visits_XW = np.diff(self.first_X)[:, None]
+        else:
+            key_KLP = self.cell_KLP * W + self.kind_P
+            visits_XW = np.bincount(key_KLP.ravel(), minlength=cells * W).reshape(cells, W)
+        visits_LWE: IntArray = visits_XW.reshape(L, cells // L, W)[:, :-1].transpose(0, 2, 1)
+        return visits_LWE
+
+    @cached_property
+    def most_pairs_L(self) -> IntArray:
+        """Return the most experts that a token of each layer visits."""
+        masked = (len(self.first_X) - 1) // self.cell_KLP.shape[1]
+        pairs_LP = (self.cell_KLP % masked != masked - 1).sum(axis=0)
+        most_L: IntArray = pairs_LP.max(axis=1)
+        return most_L
 
 
 _TOKENS: WeakKeyDictionary[Workload, StepTokens] = WeakKeyDictionary()
@@ -66,7 +90,7 @@ def _laid_out(workload: Workload) -> StepTokens:
     kind_C = np.zeros(classes, dtype=np.int64) if class_P is None else np.arange(classes)
     per_kind = np.array([P]) if class_P is None else np.bincount(class_P, minlength=classes)
     return StepTokens(
-        cell_KLP=np.ascontiguousarray(cell_LPK.transpose(2, 0, 1).astype(np.int32)),
+        cell_KLP=np.ascontiguousarray(cell_LPK.transpose(2, 0, 1)),
         token_of_cell=order // K % P,
         first_X=np.concatenate([[0], np.cumsum(np.bincount(cell_LPK.ravel(), minlength=L * (E + 1)))]),
         tokens_LC=workload.rows_LCE.sum(axis=2) / pairs_L[:, None],
@@ -77,19 +101,20 @@ def _laid_out(workload: Workload) -> StepTokens:
 
 
 class StepSlots:
-    """All slots of a plan side by side, and what can be summed from them."""
+    """All slots of a plan side by side, and what can be summed from them; sums are kept, whatever exchange asks."""
 
     def __init__(self, workload: Workload, placements: Sequence[Placement]) -> None:
         """Concatenate the placements of all layers."""
-        self._workload = workload
+        self.workload = workload
         self.expert_S = np.concatenate([p.expert_S for p in placements])
         self.rank_S = np.concatenate([p.rank_S for p in placements])
         self.layer_S = np.repeat(np.arange(len(placements)), [len(p.expert_S) for p in placements])
         self.share_DS = np.concatenate([p.share_DS for p in placements], axis=1)
 
+    @cached_property
     def pairs_LCR(self) -> FloatArray:
         """Return the token-expert pairs from one rank of each class to each rank."""
-        workload = self._workload
+        workload = self.workload
         L, C, R = workload.num_layers, workload.rows_LCE.shape[1], workload.num_ranks
         key_S = self.layer_S * R + self.rank_S
         pairs_LCR = np.empty((L, C, R))
@@ -98,23 +123,49 @@ class StepSlots:
             pairs_LCR[:, c] = np.bincount(key_S, rows_S, L * R).reshape(L, R)
         return pairs_LCR
 
-    def active_LR(self) -> FloatArray:
+    def active_LR(self, chosen_S: BoolArray) -> FloatArray:
         """Return the expected number of active experts on each rank (a slot that serves nobody is not active)."""
-        workload = self._workload
+        workload = self.workload
         chance_LE = -np.expm1(-workload.load_LE)  # Poisson: the step's count of a rare expert varies
-        active_S = chance_LE[self.layer_S, self.expert_S] * (self.share_DS.max(axis=0) > 0)
+        active_S = chance_LE[self.layer_S, self.expert_S] * (self._used_S & chosen_S)
         L, R = workload.num_layers, workload.num_ranks
         active_X: FloatArray = np.bincount(self.layer_S * R + self.rank_S, active_S, L * R).astype(float)
         return active_X.reshape(L, R)
 
-    def distinct_LCT(self, target_R: IntArray, num_targets: int) -> FloatArray:
-        """Return the rows by distinct target from one rank of each class; at most 64 targets."""
-        tokens = step_tokens(self._workload)
+    @cached_property
+    def merged_S(self) -> BoolArray:
+        """Return which slots are left where those of one expert on one rank are merged into one."""
+        L, R, E = self.workload.num_layers, self.workload.num_ranks, self.workload.num_experts
+        key_S = (self.layer_S * R + self.rank_S) * E + self.expert_S
+        number_S = np.arange(len(key_S))
+        last_X = np.empty(L * R * E, dtype=np.int64)  # only those written below are read
+        last_X[key_S] = number_S
+        last_X[key_S[self._used_S]] = number_S[self._used_S]  # the one that stays is active if any of them is
+        merged_S: BoolArray = last_X[key_S] == number_S
+        return merged_S
+
+    @cached_property
+    def _used_S(self) -> BoolArray:
+        used_S: BoolArray = self.share_DS.max(axis=0) > 0
+        return used_S
+
+    @cached_property
+    def by_rank_LCR(self) -> FloatArray:
+        """Return the rows by distinct rank from one rank of each class."""
+        return self._distinct_LCT(np.arange(self.workload.num_ranks), self.workload.num_ranks)
+
+    @cached_property
+    def by_domain_LCD(self) -> FloatArray:
+        """Return the rows by distinct domain from one rank of each class."""
+        return self._distinct_LCT(np.asarray(self.workload.cluster.domain_of_rank), self.workload.num_domains)
+
+    def _distinct_LCT(self, target_R: IntArray, num_targets: int) -> FloatArray:
+        tokens = step_tokens(self.workload)
         target_S = target_R[self.rank_S]
-        cell_S = self.layer_S * (self._workload.num_experts + 1) + self.expert_S
+        cell_S = self.layer_S * (self.workload.num_experts + 1) + self.expert_S
         seen: dict[bytes, int] = {}
         alike_D = np.array([seen.setdefault(share_S.tobytes(), len(seen)) for share_S in self.share_DS])
-        alike_C = alike_D[self._workload.class_domain_C]
+        alike_C = alike_D[self.workload.class_domain_C]
         chance_LCT = np.zeros((*tokens.tokens_LC.shape, num_targets))
         for u in range(len(seen)):  # most placements treat many source domains alike
             share_S = self.share_DS[int(np.argmax(alike_D == u))]
@@ -128,48 +179,49 @@ class StepSlots:
         self, tokens: StepTokens, cell_S: IntArray, target_S: IntArray, share_S: FloatArray, num_targets: int
     ) -> FloatArray:
         """Return the chance that a token of each kind visits each target [L, W, T] under one row of shares."""
-        mask_X, spread_X = _masks(cell_S, target_S, self._workload.num_layers * (self._workload.num_experts + 1))
-        visited_LP = mask_X[tokens.cell_KLP[0]]
-        for cell_LP in tokens.cell_KLP[1:]:
-            visited_LP |= mask_X[cell_LP]
-        byte_LPB = visited_LP.astype("<u8").view(np.uint8).reshape(*visited_LP.shape, 8)
-        seen_LPT = np.unpackbits(byte_LPB, axis=2, count=num_targets, bitorder="little")
-        chance_LWT = _means(seen_LPT, tokens)
-        spread = np.flatnonzero(spread_X[cell_S])
-        if spread.size:
-            copies = _merged(cell_S[spread], target_S[spread], share_S[spread], num_targets)
-            chance_LWT += self._spread(tokens, copies, seen_LPT)
-        return chance_LWT
+        only_X = _only_targets(cell_S, target_S, len(tokens.first_X) - 1)
+        spread_S = only_X[cell_S] < 0
+        words = []
+        for first in range(0, num_targets, WORD):
+            width = min(WORD, num_targets - first)
+            visited_LP = _visited(tokens, only_X - first, width)
+            chance_LWT = _means(visited_LP, tokens, width)
+            copies = np.flatnonzero(spread_S & (target_S >= first) & (target_S < first + width))
+            if copies.size:
+                merged = _merged(cell_S[copies], target_S[copies] - first, share_S[copies], width)
+                chance_LWT += _spread(tokens, merged, visited_LP, width)
+            words.append(chance_LWT)
+        return np.concatenate(words, axis=2)
 
-    def _spread(
-        self,
-        tokens: StepTokens,
-        copies: tuple[IntArray, IntArray, FloatArray],
-        seen_LPT: NDArray[np.uint8],
-    ) -> FloatArray:
-        """Return the chance of a visit that only experts with copies on several targets bring [L, W, T]."""
-        (L, P, T), (cell_M, target_M, log_miss_M) = seen_LPT.shape, copies
-        count_M = tokens.first_X[cell_M + 1] - tokens.first_X[cell_M]
-        end_M = np.cumsum(count_M)
-        place_Z = np.arange(int(end_M[-1])) - np.repeat(end_M - count_M - tokens.first_X[cell_M], count_M)
-        key_Z = tokens.token_of_cell[place_Z] + np.repeat(target_M * P, count_M)
-        log_miss_Z = np.repeat(log_miss_M, count_M)
-        first_L = np.searchsorted(cell_M, np.arange(L + 1) * (self._workload.num_experts + 1))
-        edge_L = np.concatenate([[0], end_M])[first_L]
-        lines_T = np.arange(T + 1) * P
-        chance_LWT = np.zeros((L, len(tokens.tokens_W), T))
-        for layer in range(L):  # one at a time: its counters stay in the cache
-            span = slice(edge_L[layer], edge_L[layer + 1])
-            miss_Y = np.bincount(key_Z[span], log_miss_Z[span], T * P)  # all tokens of target 0, of target 1, ...
-            hit = np.flatnonzero(miss_Y < 0)
-            line_T = np.searchsorted(hit, lines_T)
-            target = np.repeat(np.arange(T), np.diff(line_T))
-            token = hit - target * P
-            chance_Y = (1.0 - np.exp(miss_Y[hit])) * (seen_LPT[layer].ravel()[token * T + target] == 0)
-            for kind, count in enumerate(tokens.tokens_W):
-                of_kind_Y = chance_Y if tokens.kind_P is None else chance_Y * (tokens.kind_P[token] == kind)
-                chance_LWT[layer, kind] = _line_sums(of_kind_Y, line_T) / count
-        return chance_LWT
+
+def _spread(
+    tokens: StepTokens, copies: tuple[IntArray, IntArray, FloatArray], visited_LP: NDArray[np.uint64], width: int
+) -> FloatArray:
+    """Return the chance of a visit that only experts with copies on several targets bring [L, W, T].
+
+    A token with several such experts misses a target with the product of their chances; what it hits is dealt to them
+    in proportion to the logarithms, so that summing over tokens of copies never needs a list of the targets hit.
+    """
+    (L, P), (cell_M, target_M, log_miss_M) = visited_LP.shape, copies
+    W, T, cells = len(tokens.tokens_W), width, len(tokens.first_X) - 1
+    count_M = tokens.first_X[cell_M + 1] - tokens.first_X[cell_M]
+    end_M = np.cumsum(count_M)
+    place_Z = np.arange(int(end_M[-1])) + np.repeat(tokens.first_X[cell_M] - (end_M - count_M), count_M)
+    token_Z, target_Z = tokens.token_of_cell[place_Z], np.repeat(target_M, count_M)
+    log_miss_Z = np.repeat(log_miss_M, count_M)
+    edge_L = np.concatenate([[0], end_M])[np.searchsorted(cell_M, np.arange(L + 1) * (cells // L))]
+    hits_LX = np.zeros((L, W * T))
+    for layer in range(L):  # one at a time: its counters stay in the cache
+        span = slice(edge_L[layer], edge_L[layer + 1])
+        token_Y, target_Y, own_Y = token_Z[span], target_Z[span], log_miss_Z[span]
+        key_Y = target_Y * P + token_Y
+        all_Y = np.bincount(key_Y, own_Y, T * P)[key_Y]
+        seen_Y = (visited_LP[layer][token_Y] >> target_Y.astype(np.uint64)) & np.uint64(1)
+        chance_Y = np.where(seen_Y, 0.0, (1.0 - np.exp(all_Y)) * own_Y / all_Y)  # expm1 takes ten times as long
+        line_Y = target_Y if tokens.kind_P is None else tokens.kind_P[token_Y] * T + target_Y
+        hits_LX[layer] = np.bincount(line_Y, chance_Y, W * T)
+    chance_LWT: FloatArray = hits_LX.reshape(L, W, T) / tokens.tokens_W[None, :, None]
+    return chance_LWT
 
 
 def _merged(cell_S: IntArray, target_S: IntArray, share_S: FloatArray, T: int) -> tuple[IntArray, IntArray, FloatArray]:
@@ -180,27 +232,41 @@ def _merged(cell_S: IntArray, target_S: IntArray, share_S: FloatArray, T: int) -
     return pair_M // T, pair_M % T, log_miss_M
 
 
-def _line_sums(value_Y: FloatArray, line_T: IntArray) -> FloatArray:
-    """Return the sum of each line of values, lines given by their ends; empty lines sum to 0."""
-    sums_T: FloatArray = np.add.reduceat(np.append(value_Y, 0.0), line_T[:-1]) * (np.diff(line_T) > 0)
-    return sums_T
+def _only_targets(cell_S: IntArray, target_S: IntArray, num_cells: int) -> IntArray:
+    """Return the target of each cell whose slots are all on one; -1 where they are on several, or none is used."""
+    only_X = np.full(num_cells, -1)
+    only_X[cell_S] = target_S
+    only_X[cell_S[only_X[cell_S] != target_S]] = -1
+    return only_X
 
 
-def _means(seen_LPT: NDArray[np.uint8], tokens: StepTokens) -> FloatArray:
-    """Return the part of the tokens of each kind that see each target [L, W, T]."""
-    kind_P = np.zeros(seen_LPT.shape[1], dtype=np.int64) if tokens.kind_P is None else tokens.kind_P
-    own_WP = (kind_P[None, :] == np.arange(len(tokens.tokens_W))[:, None]).astype(np.float32)
-    counts_LWT = own_WP @ seen_LPT.astype(np.float32)  # exact: whole numbers below 2^24
-    means: FloatArray = counts_LWT / tokens.tokens_W[None, :, None].astype(float)
-    return means
+def _visited(tokens: StepTokens, only_X: IntArray, width: int) -> NDArray[np.uint64]:
+    """Return the targets 0..width - 1 that each token surely visits, as a mask [L, P]."""
+    inside_X = (only_X >= 0) & (only_X < width)
+    mask_X = np.where(inside_X, np.uint64(1) << np.where(inside_X, only_X, 0).astype(np.uint64), np.uint64(0))
+    visited_LP: NDArray[np.uint64] = mask_X[tokens.cell_KLP[0]]
+    for cell_LP in tokens.cell_KLP[1:]:
+        visited_LP |= mask_X[cell_LP]
+    return visited_LP
 
 
-def _masks(cell_S: IntArray, target_S: IntArray, num_cells: int) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-    """Return the bit of the only target of each (layer, expert), and which of them have several targets."""
-    low_X = np.full(num_cells, MOST_TARGETS, dtype=np.int64)
-    high_X = np.full(num_cells, -1, dtype=np.int64)
-    np.minimum.at(low_X, cell_S, target_S)
-    np.maximum.at(high_X, cell_S, target_S)
-    one = low_X == high_X
-    mask_X = np.where(one, np.uint64(1) << np.where(one, low_X, 0).astype(np.uint64), np.uint64(0))
-    return mask_X, low_X < high_X
+def _means(visited_LP: NDArray[np.uint64], tokens: StepTokens, width: int) -> FloatArray:
+    """Return the part of the tokens of each kind that visit each target [L, W, T]: bytes of masks counted, not bits."""
+    (L, P), W = visited_LP.shape, len(tokens.tokens_W)
+    kind_P = np.zeros(P, dtype=np.int64) if tokens.kind_P is None else tokens.kind_P
+    line_LP = (np.arange(L)[:, None] * W + kind_P) * 256
+    byte_LPB = visited_LP.astype("<u8", copy=False).view(np.uint8).reshape(L, P, 8)
+    counts = []
+    for b in range(-(-width // 8)):
+        alike = np.bincount((line_LP + byte_LPB[:, :, b]).ravel(), minlength=L * W * 256)
+        counts.append(alike.reshape(L, W, 256) @ BITS)
+    means_LWT: FloatArray = np.concatenate(counts, axis=2)[:, :, :width] / tokens.tokens_W[None, :, None]
+    return means_LWT
+
+
+def linked_rows_LCE(workload: Workload) -> FloatArray:
+    """Return the pairs behind the rows that are counted over sampled tokens, from one rank of each class."""
+    tokens = step_tokens(workload)
+    weight_LC = tokens.tokens_LC / tokens.tokens_W[tokens.kind_C]
+    rows_LCE: FloatArray = weight_LC[:, :, None] * tokens.visits_LWE[:, tokens.kind_C]
+    return rows_LCE

@@ -16,14 +16,14 @@ from __future__ import annotations
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from planner.exchange_model import ExchangeModel
 from planner.expert_model import ExpertModel
 from topologies import BadInput
+from topologies.cluster_file import parse_yaml
 from topologies.errors import unknown_name
 from topologies.files import read_text
 
@@ -126,10 +126,7 @@ def load_profile(name_or_path: str = "vendor") -> TimingProfile:
     else:
         raise unknown_name("timing profile", name_or_path, profile_names())
     try:
-        document: Any = yaml.safe_load(text)
-        return TimingProfile.model_validate(document)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise BadInput(f"{name_or_path}: not a YAML document: {error}") from error
+        return TimingProfile.model_validate(parse_yaml(text, name_or_path))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "document"

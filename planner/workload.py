@@ -8,6 +8,8 @@ single ranks where they do.
 from __future__ import annotations
 
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -104,7 +106,9 @@ class Workload:
         """
         if self.routing.trace is not None:
             return self.routing.trace[:, self._kept_tokens].astype(np.int64)
-        return np.stack([self.sampler(row).draw(SAMPLED_TOKENS, self.seed) for row in range(self.num_layers)])
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy shuffles and sorts without the GIL
+            draws = pool.map(lambda row: self.sampler(row).draw(SAMPLED_TOKENS, self.seed), range(self.num_layers))
+            return np.stack(list(draws))
 
     def sampler(self, row: int) -> TokenSampler:
         """Return what draws tokens of row `row` (0..L-1), for statistics without a trace."""

@@ -7,10 +7,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import Field
 
-from topologies.cluster_file import parse_document
+from topologies.cluster_file import parse_document, parse_yaml
 from topologies.errors import unknown_name
 from topologies.spec import ClusterSpec, Fabric, Frozen, Gpu, Host, HostGroup, HostLink, HostNode, Name, Speed
 
@@ -115,7 +114,9 @@ def catalog_names() -> list[str]:
 @cache
 def gpu_entries() -> dict[str, GpuEntry]:
     """Return the GPUs of the catalog by key."""
-    document = yaml.safe_load((CATALOG / "gpus.yaml").read_text(encoding="utf-8"))
+    path = CATALOG / "gpus.yaml"
+    document = parse_yaml(path.read_text(encoding="utf-8"), path.name)
+    assert isinstance(document, dict)
     return {key: GpuEntry.model_validate(entry) for key, entry in document.items()}
 
 

@@ -46,6 +46,11 @@ def read_text(path: str | Path, *, limit_bytes: int = MAX_TEXT_BYTES) -> str:
 
 
 def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 text file whole or not at all, as `write_bytes` does."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
     """Write a file whole or not at all: into a temporary file beside it, then renamed over it.
 
     A link is followed, and what is no regular file (a pipe, /dev/stdout) is written to, never replaced.
@@ -55,7 +60,7 @@ def write_text(path: str | Path, text: str) -> None:
         if path.is_dir():
             raise BadInput(f"{path}: is a directory; name a file to write")
         if path.exists() and not path.is_file():
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(data)
             return
         if path.is_symlink():
             path = path.resolve(strict=path.exists())
@@ -63,8 +68,8 @@ def write_text(path: str | Path, text: str) -> None:
     except (OSError, ValueError, RuntimeError) as error:  # ValueError: a NUL byte; RuntimeError: links in a circle
         raise BadInput(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
         umask = os.umask(0)
         os.umask(umask)
         Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes files private; a plan is shared like any other output

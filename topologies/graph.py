@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
 from topologies.affinity import HostPaths
 from topologies.errors import BadInput
 from topologies.spec import ClusterSpec, Gpu
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 __all__ = ["KIND_NAMES", "Cluster", "Gpu", "Link", "Rank"]
 
@@ -196,6 +198,8 @@ class Cluster:
     @cached_property
     def graph(self) -> nx.DiGraph[Any]:
         """The graph: nodes with `kind`; edges with `kind`, `gbps`, `latency_us` and `index`, their column in routes."""
+        import networkx as nx  # noqa: PLC0415 - 70 ms, and planning needs no graph
+
         graph: nx.DiGraph[Any] = nx.DiGraph(name=self.name)
         for name, kind in zip(self.wiring.node_names, self.wiring.node_kinds, strict=True):
             graph.add_node(name, kind=kind)

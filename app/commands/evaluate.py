@@ -19,12 +19,14 @@ from planner import (
     build_workload,
     load_plan,
     load_profile,
-    predict,
     slots_of_ranks,
 )
 from planner.baselines import BASELINES, baseline
+from planner.cost import step_cost
 from planner.placement import IntArray, Placement
+from planner.predict import PlanCounts
 from planner.request import default_slots_per_rank
+from planner.step_rows import StepSlots
 from planner.timing import EXCHANGES, OVERLAPS, Exchange, Overlap
 from topologies import BadInput
 from topologies.errors import unknown_name
@@ -156,7 +158,6 @@ def _fastest(
 ) -> Prediction:
     """Predict under one exchange, or under the fastest of all."""
     names = EXCHANGES if exchange == "auto" else (exchange,)
-    return min(
-        (predict(name, placements, workload, profile, one, overlap=overlap) for one in names),
-        key=lambda prediction: prediction.total_us,
-    )
+    costs = (step_cost(workload, profile, one, overlap=overlap) for one in names)
+    slots = StepSlots(workload, placements)
+    return min((PlanCounts(cost, slots).price(name) for cost in costs), key=lambda prediction: prediction.total_us)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,13 +17,11 @@ from app.tables import as_json, comparison
 from planner import (
     Plan,
     Prediction,
-    Solution,
     TimingProfile,
     Workload,
     assemble_plan,
     build_workload,
     load_profile,
-    predict,
     slots_of_ranks,
     solve,
 )
@@ -115,23 +114,20 @@ def plan(
     slots_R = slots_of_ranks(inputs.model, inputs.cluster, slots_per_rank, workload.num_layers)
     timing = load_profile(profile)
     _say_what_is_planned(inputs, workload, slots_per_rank)
-    with progress() as display:
-        task = display.add_task("placing layers", total=workload.num_layers)
+    with progress("placing layers", workload.num_layers, shown=time_limit != 0) as on_layer:
         solution = solve(
             workload, timing, slots_R, objective=objective, exchange=exchange, overlap=overlap,
-            time_limit_s=time_limit, seed=seed,
-            workers=workers, on_layer=lambda done: display.update(task, completed=done),
+            time_limit_s=time_limit, seed=seed, workers=workers, on_layer=on_layer,
         )  # fmt: skip
     if not solution.complete:
         messages().print("interrupted: keeping the best plan so far")
-    predictions = _predictions(workload, timing, solution, overlap)
     result = assemble_plan(
-        workload, timing, slots_R, solution, predictions[-1], seed=seed, inputs=inputs.sources,
+        workload, timing, slots_R, solution, seed=seed, inputs=inputs.sources,
         command=shlex.join(["epplan", *sys.argv[1:]]),
     )  # fmt: skip
     if output is not None:
         result.save(output)
-    _report(result, predictions, timing, output, json_=json_)
+    _report(result, solution.predictions, timing, output, json_=json_)
 
 
 def _check_output(output: str | None) -> None:
@@ -159,17 +155,8 @@ def _say_what_is_planned(inputs: Inputs, workload: Workload, slots_per_rank: int
     )
 
 
-def _predictions(workload: Workload, profile: TimingProfile, solution: Solution, overlap: Overlap) -> list[Prediction]:
-    """Predict the baselines and, last, the plan, all under the plan's exchange."""
-    named = {**solution.baselines, "this plan": solution.placements}
-    return [
-        predict(name, placements, workload, profile, solution.exchange, overlap=overlap)
-        for name, placements in named.items()
-    ]
-
-
 def _report(
-    result: Plan, predictions: list[Prediction], profile: TimingProfile, output: str | None, *, json_: bool
+    result: Plan, predictions: Sequence[Prediction], profile: TimingProfile, output: str | None, *, json_: bool
 ) -> None:
     certificate = result.certificate
     if json_:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import highspy
@@ -67,8 +66,3 @@ def solve_milp(
         values=dict(zip((column.name for column in columns), point, strict=False)),
         seconds=time.perf_counter() - started,
     )
-
-
-def solver_name() -> str:
-    """Return the names and versions of the modelling layer and the solver."""
-    return f"PuLP {version('pulp')}, HiGHS {version('highspy')}"

@@ -18,6 +18,7 @@ from planner.solve.bounds import lower_bound
 from planner.solve.domains import has_domain_traffic, improve_domains
 from planner.solve.placement_milp import PlacementModel
 from planner.solve.shares import best_shares
+from planner.solve.solution import LayerSolution
 from planner.solve.start import constructed
 from planner.solve.swaps import descend_by_swaps, swapped
 from planner.wire import TokenSample
@@ -58,21 +59,6 @@ class Budget:
 
 # for searches that a deadline ends: every start in turn, then neighbourhoods until the time is up
 UNTIL_DEADLINE = Budget(finalists=1000, domain_swaps=1000, swaps=1000, neighbourhoods=100_000, restarts=100_000)
-
-
-@dataclass(frozen=True, eq=False)
-class LayerSolution:
-    """The best placement found, its objective, and a proven lower bound (both in the problem's unit)."""
-
-    placement: Placement
-    objective: float
-    bound: float
-    seconds: float
-
-    @property
-    def gap(self) -> float:
-        """Relative distance of the objective from the bound."""
-        return max(self.objective / self.bound - 1.0, 0.0) if self.bound > 0 else float("inf")
 
 
 def solve_layer(

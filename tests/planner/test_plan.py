@@ -23,9 +23,8 @@ def made():
     """A small solved plan with replicas and unequal shares, and its workload."""
     workload, slots_R = random_workload(1), np.full(16, 3)
     solution = solve(workload, PROFILE, slots_R, exchange="pairwise", workers=1, budget=Budget(swaps=5))
-    prediction = predict("plan", solution.placements, workload, PROFILE, "pairwise")
     plan = assemble_plan(
-        workload, PROFILE, slots_R, solution, prediction, seed=0, inputs={"routing": "sha256:0"}, command="epplan plan"
+        workload, PROFILE, slots_R, solution, seed=0, inputs={"routing": "sha256:0"}, command="epplan plan"
     )
     return plan, workload, solution
 

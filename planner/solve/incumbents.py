@@ -1,0 +1,126 @@
+"""What is known before any search: the baselines of every layer, what they cost, and how good any plan could be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from planner.baselines import BASELINES, baseline
+from planner.cost import StepCost, step_cost
+from planner.layer import LayerProblem, layer_problem
+from planner.placement import FloatArray, IntArray, Placement
+from planner.predict import PlanCounts, Prediction
+from planner.solve.bounds import BoundedLayers, imbalance_bounds, lower_bounds
+from planner.solve.solution import LayerSolution, Objective
+from planner.step_rows import StepSlots
+from planner.timing import Exchange, Overlap, TimingProfile
+from planner.workload import Workload
+from topologies import Infeasible
+
+
+@dataclass(frozen=True, eq=False)
+class Incumbents:
+    """The baselines of a workload, under any exchange.
+
+    Attributes:
+        slots_R: slots of each rank.
+        objective, overlap: what is minimised, and how the phases of a layer share the time.
+        baselines: their placements as they are, by name.
+
+    """
+
+    workload: Workload
+    profile: TimingProfile
+    slots_R: IntArray
+    objective: Objective
+    overlap: Overlap
+    baselines: Mapping[str, list[Placement]]
+
+    def start(self, name: str, row: int) -> Placement:
+        """Return a baseline's placement of a layer with duplicate replicas merged."""
+        return self.baselines[name][row].without_duplicates()
+
+    def starts(self, row: int) -> list[Placement]:
+        """Return every baseline's placement of a layer with duplicate replicas merged."""
+        return [self.start(name, row) for name in self.baselines]
+
+    @cached_property
+    def _slots(self) -> dict[str, StepSlots]:
+        return {name: StepSlots(self.workload, placements) for name, placements in self.baselines.items()}
+
+    @cached_property
+    def _counted(self) -> dict[Exchange, dict[str, PlanCounts]]:
+        return {}
+
+    def _counts(self, exchange: Exchange) -> dict[str, PlanCounts]:
+        if exchange not in self._counted:
+            cost = self._cost(exchange)
+            self._counted[exchange] = {name: PlanCounts(cost, slots) for name, slots in self._slots.items()}
+        return self._counted[exchange]
+
+    @cached_property
+    def _predicted(self) -> dict[Exchange, list[Prediction]]:
+        return {}
+
+    def predicted(self, exchange: Exchange) -> list[Prediction]:
+        """Return the prediction of every baseline under an exchange, duplicate replicas merged."""
+        if exchange not in self._predicted:
+            counts = self._counts(exchange)
+            self._predicted[exchange] = [one.price(name, merged=True) for name, one in counts.items()]
+        return self._predicted[exchange]
+
+    def baselines_predicted(self, exchange: Exchange) -> list[Prediction]:
+        """Return the prediction of every baseline as it is under an exchange."""
+        return [counts.price(name) for name, counts in self._counts(exchange).items()]
+
+    def predict(self, placements: Sequence[Placement], exchange: Exchange) -> Prediction:
+        """Predict a plan of all layers under an exchange."""
+        return PlanCounts(self._cost(exchange), StepSlots(self.workload, placements)).price("this plan")
+
+    def start_us(self, exchange: Exchange) -> float:
+        """Return the total of each layer's best start: no baseline under this exchange is better."""
+        return float(self._values_BL(exchange, "layer_us").min(axis=0).sum())
+
+    def problem(self, exchange: Exchange, row: int) -> LayerProblem:
+        """Return a layer's problem under an exchange."""
+        problem = layer_problem(self.workload, self._cost(exchange), self.slots_R, row)
+        return problem.for_balance() if self.objective == "balance" else problem
+
+    def bounds(self, exchange: Exchange) -> FloatArray:
+        """Return a proven lower bound of every layer [L] in the objective's unit."""
+        if self.objective == "balance":
+            return imbalance_bounds(self.workload.load_LE, self.slots_R)
+        return lower_bounds(BoundedLayers.of_workload(self.workload, self._cost(exchange), self.slots_R))
+
+    def layers(self, exchange: Exchange) -> list[LayerSolution]:
+        """Return the best start of every layer."""
+        values_BL = self._values_BL(exchange, "layer_us" if self.objective == "time" else "imbalance")
+        names = list(self.baselines)
+        best_L, bound_L = values_BL.argmin(axis=0).tolist(), self.bounds(exchange).tolist()
+        return [
+            LayerSolution(self.start(names[best], row), float(values_BL[best, row]), bound, 0.0)
+            for row, (best, bound) in enumerate(zip(best_L, bound_L, strict=True))
+        ]
+
+    def _cost(self, exchange: Exchange) -> StepCost:
+        return step_cost(self.workload, self.profile, exchange, overlap=self.overlap)
+
+    def _values_BL(self, exchange: Exchange, field: str) -> FloatArray:
+        """Return a predicted field of every start B in every layer."""
+        return np.array([[getattr(layer, field) for layer in one.layers] for one in self.predicted(exchange)])
+
+
+def place_baselines(workload: Workload, slots_R: IntArray) -> dict[str, list[Placement]]:
+    """Return the placements of every baseline that fits the slots; raises Infeasible where none does."""
+    placements, reasons = {}, []
+    for name in BASELINES:
+        try:
+            placements[name] = baseline(name, workload, slots_R)
+        except Infeasible as error:
+            reasons.append(str(error))
+    if not placements:
+        raise Infeasible(reasons[0])
+    return placements
