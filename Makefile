@@ -6,9 +6,11 @@ TORCH  ?= 2.13.0
 
 .PHONY: demo test lint schema clean
 
-demo: $(VENV)/planner.ready        ## plan the bundled trace on two small hosts and compare
+demo: $(VENV)/torch.ready          ## plan the bundled trace, compare, and run a plan on 4 local ranks
 	$(BIN)/epplan plan --tokens-per-rank 16384 -o plan.json
 	$(BIN)/epplan evaluate plan.json linear round-robin eplb eplb-global
+	$(BIN)/epplan plan --cluster examples/two_small_hosts.yaml --tokens-per-rank 16384 -o plan4.json
+	$(BIN)/epplan run plan4.json --routing planner/bundled/tiny_moe/skewed.npz --tokens-per-rank 1024
 
 test: $(VENV)/test.ready lint      ## lint, types, and all tests that need no special machine
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
@@ -23,9 +25,13 @@ $(VENV)/planner.ready: pyproject.toml
 	touch $@
 
 # torch first and by name: a version range would fetch a build with gigabytes of CUDA libraries
-$(VENV)/test.ready: $(VENV)/planner.ready
+$(VENV)/torch.ready: $(VENV)/planner.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[executor,test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[executor]"
+	touch $@
+
+$(VENV)/test.ready: $(VENV)/torch.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
 	touch $@
 
 schema: $(VENV)/planner.ready      ## bring the committed JSON Schema of plan.json up to date

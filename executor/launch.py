@@ -16,7 +16,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from executor.failures import Failure, rank_failed
-from executor.worker import HOST, Seat, distributed, serve
+from executor.worker import Place, Seat, distributed, serve
 from topologies.errors import BadInput
 
 T = TypeVar("T")
+HOST = "127.0.0.1"
 START_TIMEOUT_S = 300.0  # importing torch takes seconds, and many ranks may share few cores
 GRACE_S = 1.0  # after the first failure: time for the others to report theirs, so that the cause can be told
 LATE_S = 60.0  # by which collectives wait longer than the run: the parent is first to notice, and knows all stacks
@@ -66,11 +67,14 @@ class RankPool:
         world_size: number of ranks.
         backend: of the process group: gloo, or nccl with the GPUs dealt out in turn.
         threads: of each rank's OpenMP pool, set before torch is imported there.
+        places: network namespace of each rank (`executor.lab.Lab.places`), or None for this machine's own network.
 
     """
 
-    def __init__(self, world_size: int, *, backend: str = "gloo", threads: int = 1) -> None:
-        self.world_size, self.backend, self.threads = world_size, backend, threads
+    def __init__(
+        self, world_size: int, *, backend: str = "gloo", threads: int = 1, places: Sequence[Place] | None = None
+    ) -> None:
+        self.world_size, self.backend, self.threads, self.places = world_size, backend, threads, places
         self._ranks: list[_Rank] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._store: Any = None
@@ -122,7 +126,7 @@ class RankPool:
     def _start(self) -> None:
         if self.world_size < 1:
             raise BadInput(f"{self.world_size} ranks; at least 1 is needed")
-        self._store = distributed().TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
+        self._store = self._make_store()
         self._folder = tempfile.TemporaryDirectory(prefix="epplan-ranks-")
         try:
             with _environment(_rank_environment(self.threads)):
@@ -133,13 +137,25 @@ class RankPool:
             self.close()
             raise
 
+    @property
+    def _host(self) -> str:
+        return self.places[0].address if self.places else HOST
+
+    def _make_store(self) -> Any:
+        def make() -> Any:
+            return distributed().TCPStore(self._host, 0, is_master=True, wait_for_workers=False)
+
+        return self.places[0].inside(make) if self.places else make()
+
     def _spawn(self, rank: int, stack_file: Path) -> _Rank:
         context = get_context("spawn")
         stack_file.touch()
+        place = self.places[rank] if self.places else None
+        seat = Seat(rank, self.world_size, self.backend, self._host, self._store.port, stack_file, place)
         ours, theirs = context.Pipe()
         process = context.Process(
             target=serve,
-            args=(theirs, Seat(rank, self.world_size, self.backend, self._store.port, stack_file)),
+            args=(theirs, seat),
             name=f"epplan-rank-{rank}",
             daemon=True,
         )

@@ -15,11 +15,23 @@ from functools import cache, partial
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from executor.failures import Failure
 
-HOST = "127.0.0.1"
+
+class Place(Protocol):
+    """A network namespace that a process can enter."""
+
+    @property
+    def address(self) -> str:
+        """At which the others reach it."""
+
+    def enter(self) -> None:
+        """Move this process there."""
+
+    def inside(self, work: Callable[[], Any]) -> Any:
+        """Run a function there and return its result."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +40,8 @@ class Seat:
 
     Attributes:
         rank, world_size, backend: of its process group.
-        port: of the store, which the parent holds.
+        host, port: of the store, which the parent holds.
+        place: the network namespace to live in (`executor.lab.Place`), or None.
         stack_file: into which faulthandler writes where the rank stands, at SIGUSR1.
 
     """
@@ -36,8 +49,10 @@ class Seat:
     rank: int
     world_size: int
     backend: str
+    host: str
     port: int
     stack_file: Path
+    place: Place | None
 
 
 def serve(pipe: Connection, seat: Seat) -> None:
@@ -45,6 +60,8 @@ def serve(pipe: Connection, seat: Seat) -> None:
 
     Answers are pickles of (result,) or of a `Failure`; the first answers nothing but that the rank is there.
     """
+    if seat.place is not None:
+        seat.place.enter()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which stops us
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with seat.stack_file.open("w", encoding="utf-8") as stacks:
@@ -85,8 +102,8 @@ def _end_with_parent() -> None:
 
 
 @cache
-def _store(port: int) -> Any:
-    return distributed().TCPStore(HOST, port, is_master=False)
+def _store(host: str, port: int) -> Any:
+    return distributed().TCPStore(host, port, is_master=False)
 
 
 def _take_seat(seat: Seat) -> None:
@@ -94,7 +111,7 @@ def _take_seat(seat: Seat) -> None:
 
     if seat.backend == "nccl":
         torch.cuda.set_device(seat.rank % torch.cuda.device_count())
-    _store(seat.port)
+    _store(seat.host, seat.port)
 
 
 def _run(seat: Seat, job: bytes) -> Any:
@@ -103,7 +120,7 @@ def _run(seat: Seat, job: bytes) -> Any:
     dist = distributed()
     dist.init_process_group(
         seat.backend,
-        store=dist.PrefixStore(name, _store(seat.port)),
+        store=dist.PrefixStore(name, _store(seat.host, seat.port)),
         rank=seat.rank,
         world_size=seat.world_size,
         timeout=timedelta(seconds=timeout_s),

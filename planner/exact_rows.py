@@ -9,6 +9,7 @@ executor chooses them (`replica_choice.py`), and the counts are exact.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,10 +26,32 @@ HOPS: dict[Exchange, tuple[str, ...]] = {
 """The all-to-alls of a dispatch, in order; combine runs them backwards with the same rows."""
 
 
+@dataclass(frozen=True, eq=False)
+class HopTraffic:
+    """What one all-to-all of a dispatch moves, own rank on the diagonal.
+
+    Attributes:
+        rows_RR: rows from source to destination; combine moves them back.
+        labels_RR: (slot, weight) labels that travel with them; a pairwise exchange has none.
+
+    """
+
+    rows_RR: IntArray
+    labels_RR: IntArray
+
+
 def exact_rows(
     placement: Placement, ids_RTK: Sequence[IntArray], exchange: Exchange, domain_R: IntArray, rail_R: IntArray
 ) -> dict[str, IntArray]:
-    """Return, for each hop of the exchange, the rows [R, R] from source to destination; own rank on the diagonal.
+    """Return the rows [R, R] of each hop; see `exact_traffic`."""
+    traffic = exact_traffic(placement, ids_RTK, exchange, domain_R, rail_R)
+    return {hop: moved.rows_RR for hop, moved in traffic.items()}
+
+
+def exact_traffic(
+    placement: Placement, ids_RTK: Sequence[IntArray], exchange: Exchange, domain_R: IntArray, rail_R: IntArray
+) -> dict[str, HopTraffic]:
+    """Return what each hop of an exchange moves.
 
     Args:
         placement: slots and shares of the layer.
@@ -45,7 +68,14 @@ def exact_rows(
     if len(ids_RTK) != R:
         raise BadInput(f"token ids of {len(ids_RTK)} ranks for a placement on {R} ranks")
     slots = [slots_of_rank(placement, ids_TK, rank, domain_R) for rank, ids_TK in enumerate(ids_RTK)]
-    return {hop: np.stack(rows) for hop, rows in _rows_of_hops(slots, placement, exchange, domain_R, rail_R).items()}
+    targets = [np.where(slot_TK >= 0, placement.rank_S[slot_TK], -1) for slot_TK in slots]
+    pairs_RR = np.stack([np.bincount(rank_TK[rank_TK >= 0], minlength=R) for rank_TK in targets])
+    if exchange == "pairwise":
+        return {"dispatch": HopTraffic(pairs_RR, np.zeros_like(pairs_RR))}
+    visits = [_visited(rank_TK, R) for rank_TK in targets]
+    if exchange == "dedup":
+        return {"dispatch": HopTraffic(np.stack([visit_TR.sum(axis=0) for visit_TR in visits]), pairs_RR)}
+    return _two_level(visits, pairs_RR, domain_R, rail_peers(domain_R, rail_R))
 
 
 def slots_of_rank(placement: Placement, ids_TK: IntArray, rank: int, domain_R: IntArray) -> IntArray:
@@ -56,24 +86,19 @@ def slots_of_rank(placement: Placement, ids_TK: IntArray, rank: int, domain_R: I
     return choose_slots(placement, ids_TK, rank, int(domain_R[rank]))
 
 
-def _rows_of_hops(
-    slots_RTK: Sequence[IntArray], placement: Placement, exchange: Exchange, domain_R: IntArray, rail_R: IntArray
-) -> dict[str, list[IntArray]]:
-    R = placement.num_ranks
-    targets = [np.where(slot_TK >= 0, placement.rank_S[slot_TK], -1) for slot_TK in slots_RTK]
-    if exchange == "pairwise":
-        return {"dispatch": [np.bincount(rank_TK[rank_TK >= 0], minlength=R) for rank_TK in targets]}
-    visits = [_visited(rank_TK, R) for rank_TK in targets]
-    if exchange == "dedup":
-        return {"dispatch": [visit_TR.sum(axis=0) for visit_TR in visits]}
-    peer_RD = rail_peers(domain_R, rail_R)
-    out_RR, up_RR = np.zeros((R, R), dtype=np.int64), np.zeros((R, R), dtype=np.int64)
+def _two_level(
+    visits: Sequence[IntArray], pairs_RR: IntArray, domain_R: IntArray, peer_RD: IntArray
+) -> dict[str, HopTraffic]:
+    """Count tokens by forwarder and then by rank; labels go the way of their rows."""
+    out, up = (HopTraffic(np.zeros_like(pairs_RR), np.zeros_like(pairs_RR)) for _ in range(2))
     for src, visit_TR in enumerate(visits):
         for domain, peer in enumerate(peer_RD[src].tolist()):
             inside_R = domain_R == domain
-            out_RR[src, peer] += visit_TR[:, inside_R].any(axis=1).sum()
-            up_RR[peer, inside_R] += visit_TR[:, inside_R].sum(axis=0)
-    return {"scale-out": list(out_RR), "scale-up": list(up_RR)}
+            out.rows_RR[src, peer] += visit_TR[:, inside_R].any(axis=1).sum()
+            out.labels_RR[src, peer] += pairs_RR[src, inside_R].sum()
+            up.rows_RR[peer, inside_R] += visit_TR[:, inside_R].sum(axis=0)
+            up.labels_RR[peer, inside_R] += pairs_RR[src, inside_R]
+    return {"scale-out": out, "scale-up": up}
 
 
 def _visited(rank_TK: IntArray, num_ranks: int) -> IntArray:

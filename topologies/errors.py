@@ -2,7 +2,11 @@
 
     EpplanError
     ├── BadInput      the user's input is wrong: one line that names the culprit, both values and the fix; exit code 2
-    └── Infeasible    the request cannot be met: which constraint, by how much, the nearest feasible change; exit code 1
+    ├── Infeasible    the request cannot be met: which constraint, by how much, the nearest feasible change; exit code 1
+    └── exit code 1, from a job that runs:
+        ├── RankFailed      a rank raised, died or hung            executor.failures
+        ├── GuardError      ranks disagree about a collective      executor.guard
+        └── NotConforming   what runs is not the plan              executor.conformance
 
 Anything else that leaves a public function is a bug of ours and keeps its traceback.
 It lives in the lowest package because every other one raises it.
