@@ -47,3 +47,24 @@ def progress(task: str, total: int, *, shown: bool) -> Iterator[Callable[[int], 
     with Progress(*columns, console=messages(), transient=True) as display:
         number = display.add_task(task, total=total)
         yield lambda done: display.update(number, completed=done)
+
+
+@contextmanager
+def byte_progress(task: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield what to call with the bytes done and their total; a display on stderr where that is a terminal."""
+    console = messages()
+    if not console.is_terminal:
+        yield lambda _, __: None
+        return
+    from rich.progress import (  # noqa: PLC0415 - loaded where something takes its time
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as display:
+        number = display.add_task(task, total=None)
+        yield lambda done, total: display.update(number, completed=done, total=total)

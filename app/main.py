@@ -18,8 +18,14 @@ COMMANDS = {
     "accuracy": "app.commands.accuracy:accuracy",
     "calibrate": "app.commands.calibrate:calibrate",
     "evaluate": "app.commands.evaluate:evaluate",
+    "export": "app.commands.export:export",
+    "import": "app.commands.import_:import_",
+    "permute": "app.commands.permute:permute",
     "plan": "app.commands.plan:plan",
+    "routing": "app.commands.routing:routing",
+    "run": "app.commands.run:run",
     "simulate": "app.commands.simulate:simulate",
+    "validate": "app.commands.validate:validate",
     "topology": "app.commands.topology:topology",
 }
 

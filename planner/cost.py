@@ -65,6 +65,8 @@ def is_slack(phase: Phase, us_LN: FloatArray) -> bool:
     links between domains, its exact rows need not be counted: the slowest link is another.
     """
     inside_N = np.any([leg.crosses_N for leg in phase.legs if leg.target == "rank"], axis=0)
+    if not inside_N.any():  # every domain is one rank
+        return True
     if inside_N.all():
         return False
     return bool((us_LN[..., inside_N].max(axis=-1) <= SLACK * us_LN[..., ~inside_N].max(axis=-1)).all())

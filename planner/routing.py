@@ -5,7 +5,6 @@ Legend of shapes: L layers, S sources, E experts, T tokens, K top_k.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.model import MoEModel
-from planner.readers.detect import MAX_FILE_BYTES, read_raw
+from planner.readers.detect import read_raw
+from planner.readers.folder import read_folder
 from planner.readers.layers import place_rows
 from planner.readers.raw import RawRouting, refuse_huge
+from planner.readers.source import Progress, RoutingFile, check_file, is_folder
 from topologies.errors import BadInput
-from topologies.files import read_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +29,14 @@ class Routing:
     Attributes:
         layers: the index in the model of each row, ascending.
         counts: float64 [L, S, E], token-expert pairs; S == 1 where the source rank is not known.
-        trace: integers [L, T, K] of expert ids, -1 where an entry is masked; None where only counts are known.
+        trace: integers [L, T, K] of expert ids, -1 where an entry is masked: all tokens, or an even sample where the
+            recording is long; None where only counts are known.
         token_source: integers [T], the source rank of each token; None where it is not known.
         name: of the file, for reports.
         sha256: of the file's bytes, in hexadecimal.
         remarks: what the reader left out or had to assume, one sentence each, for the user.
+        windows: float64 [W, L, E], counts of all sources in consecutive spans of the recording; None where it does not
+            tell times apart.
 
     """
 
@@ -44,6 +47,7 @@ class Routing:
     name: str = ""
     sha256: str = ""
     remarks: tuple[str, ...] = ()
+    windows: NDArray[np.float64] | None = None
 
     @property
     def num_layers(self) -> int:
@@ -90,7 +94,8 @@ class Routing:
             raise BadInput(f"{self.name}: layer {unknown[0] if unknown else 'list is empty'}; the routing has {have}")
         rows = [self.layers.index(layer) for layer in wanted]
         trace = None if self.trace is None else self.trace[rows]
-        return replace(self, layers=tuple(wanted), counts=self.counts[rows], trace=trace)
+        windows = None if self.windows is None else self.windows[:, rows]
+        return replace(self, layers=tuple(wanted), counts=self.counts[rows], trace=trace, windows=windows)
 
     def tokens(self, start: int, stop: int | None = None) -> Routing:
         """Return the routing of the tokens `start:stop` of the trace, counted anew.
@@ -106,7 +111,7 @@ class Routing:
         counts = count_trace(trace, self.num_experts, source, self.num_sources)
         if not counts.any(axis=(1, 2)).all():
             raise BadInput(f"{self.name}: tokens {start}:{stop} of {self.num_tokens} leave a layer without any")
-        return replace(self, counts=counts, trace=trace, token_source=source)
+        return replace(self, counts=counts, trace=trace, token_source=source, windows=None)
 
     def split(self, head: float) -> tuple[Routing, Routing]:
         """Return the first `head` part (0 < head < 1) of the trace's tokens, and the rest."""
@@ -116,45 +121,57 @@ class Routing:
         return self.tokens(0, cut), self.tokens(cut)
 
 
-def load_routing(path: str | Path, model: MoEModel | None = None) -> Routing:
+def load_routing(path: str | Path, model: MoEModel | None = None, *, progress: Progress | None = None) -> Routing:
     """Read routing statistics in any known format (see `planner.readers`), told by content.
 
     Args:
-        path: JSON `{"logical_count": ...}`, SGLang recorder `.pt`, `.npz` with `topk_ids` or `counts`, or CSV.
+        path: a file, or a folder with the files of all ranks of one recording.
         model: checks the width and the layers, and says which row is which layer. Without it rows without counts are
             taken for dense layers, row numbers for layer numbers, and the largest id of a trace for its last expert.
+        progress: called with the bytes read so far and their total.
 
     Raises:
         BadInput: anything wrong with the file or between it and the model, in one line that names the file, the
             culprit and both values.
 
     """
-    data = read_bytes(path, limit_bytes=MAX_FILE_BYTES)
-    source = str(path)
-    return assemble(
-        read_raw(data, source), model, source=source, name=Path(path).name, sha256=hashlib.sha256(data).hexdigest()
-    )
+    source, path = str(path), Path(path)
+    if is_folder(path):
+        raw, digest = read_folder(path, progress)
+    else:
+        check_file(path)
+        file = RoutingFile(source, path, progress)
+        digest = file.sha256()
+        raw = read_raw(file, top_k=None if model is None else model.top_k)
+    return assemble(raw, model, source=source, name=path.name, sha256=digest)
 
 
 def assemble(raw: RawRouting, model: MoEModel | None, *, source: str, name: str = "", sha256: str = "") -> Routing:
     """Match the content of a routing file with a model and leave dense layers out; errors name `source`."""
-    if raw.trace is None:
+    experts = None if raw.trace is None else _matched_trace(raw.trace, raw.experts, model, source)
+    if raw.counts is not None:
         counts = _matched_counts(raw, model, source)
-    else:
-        experts = _matched_trace(raw.trace, raw.experts, model, source)
+    elif raw.trace is not None and experts is not None:
         sources = 1 if raw.token_source is None else int(raw.token_source.max()) + 1
         refuse_huge((len(raw.trace), sources, experts), source)
         counts = count_trace(raw.trace, experts, raw.token_source, sources)
-    rows, layers, remarks = place_rows(np.asarray(counts.any(axis=(1, 2))), raw.layers, model, source)
-    whole = len(rows) == len(counts) and bool((rows == np.arange(len(rows))).all())
+    else:
+        raise TypeError("a RawRouting holds counts or a trace")
+    rows, layers, remarks = place_rows(
+        np.asarray(counts.any(axis=(1, 2))), raw.layers, model, source, from_one=raw.from_one
+    )
+    windows = raw.windows
+    if windows is not None:
+        windows = np.pad(windows[:, rows], ((0, 0), (0, 0), (0, counts.shape[2] - windows.shape[2])))
     return Routing(
         layers=layers,
-        counts=counts if whole else counts[rows],
-        trace=raw.trace if raw.trace is None or whole else raw.trace[rows],
+        counts=counts[rows],
+        trace=None if raw.trace is None else raw.trace[rows],
         token_source=raw.token_source,
         name=name,
         sha256=sha256,
-        remarks=remarks,
+        remarks=raw.remarks + remarks,
+        windows=windows,
     )
 
 
@@ -181,8 +198,7 @@ def count_trace(
 
 def _matched_counts(raw: RawRouting, model: MoEModel | None, source: str) -> NDArray[np.float64]:
     """Return the counts, as wide as the model; raise BadInput where they are of another number of experts."""
-    if raw.counts is None:
-        raise TypeError("a RawRouting holds counts or a trace")
+    assert raw.counts is not None
     width = int(raw.counts.shape[2])
     experts = raw.experts if model is None else model.experts
     if raw.experts not in (None, width):

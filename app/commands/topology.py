@@ -1,4 +1,4 @@
-"""`epplan topology`: show, import, lint and discover clusters."""
+"""`epplan topology`: show, import, export, lint and discover clusters."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import click
 
+from app.commands.topology_export import export
 from app.commands.topology_tables import findings_table, show_tables
 from app.console import messages, print_json, results
 from topologies.build import build_cluster
@@ -59,6 +60,9 @@ def topology() -> None:
     A cluster is NAME:HOSTS of the catalog (hgx-h100:4; gb200-nvl72:2 is two racks), a cluster file (.yaml),
     or a topology file of one host: NCCL XML or the output of `nvidia-smi topo -m`.
     """
+
+
+topology.add_command(export)
 
 
 @topology.command()

@@ -1,71 +1,106 @@
 """CSV with a header: `layer`, `expert`, `count`, optional `source` (the source rank) and `step` (steps are summed).
 
 The order of the columns is free; they are parted by commas, semicolons or tabs. Blank lines and lines that start with
-`#` are skipped. Experts that are not listed have no counts; the same indices may not come twice.
+`#` are skipped. Experts that are not listed have no counts; the same indices may not come twice. The file is read in
+pieces: see `planner.readers.listed` for what is kept.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
-from planner.readers.raw import MAX_COUNT, MAX_EXPERTS, RawRouting, decode, refuse_huge
+from planner.readers.listed import LIMITS, OPTIONAL, PIECE_ROWS, REQUIRED, Listed
+from planner.readers.plain_tables import rows_of
+from planner.readers.raw import MAX_COUNT, RawRouting
+from planner.readers.source import RoutingFile
 from topologies.errors import BadInput
 
-REQUIRED = ("layer", "expert", "count")
-OPTIONAL = ("source", "step")
-LIMITS = {"layer": 99_999, "expert": MAX_EXPERTS, "source": 99_999, "step": 2**31 - 1}
-"""The largest value of each column of indices."""
+MAX_LINE_BYTES = 2**20
 
 
-def read_csv(data: bytes, source: str, formats: str) -> RawRouting:
+def read_csv(file: RoutingFile, formats: str) -> RawRouting:
     """Return the counts of a CSV file.
 
     Args:
-        data: its bytes.
-        source: the file to name in errors.
-        formats: what else the file could have been, for the error where it has no header of ours.
+        file: the file.
+        formats: what else it could have been, for the error where it has no header of ours.
 
     """
-    lines = _content_lines(decode(data, source))
+    source = file.source
+    lines = _content_lines(file)
     first = next(lines, None)
     if first is None:
         raise BadInput(f"{source}: no lines but comments")
-    delimiter = max(",;\t", key=first[1].count)
-    columns = [name.strip().strip('"').lower() for name in first[1].split(delimiter)]
+    header = _decoded(*first, source)
+    delimiter = max(",;\t", key=header.count)
+    columns = [name.strip().strip('"').lower() for name in header.split(delimiter)]
     _check_header(columns, source, formats)
-    table: dict[tuple[int, ...], float] = {}
-    keys: list[str] = [name for name in ("layer", "source", "expert", "step") if name in columns]
-    for number, row in _rows(lines, delimiter, source):
+    names: list[str] = [name for name in ("layer", "source", "expert", "step") if name in columns]
+    listed = Listed(source, names)
+    while piece := list(itertools.islice(lines, PIECE_ROWS)):
+        column = _plain(piece, columns) if delimiter == "," else None
+        column = column or _parsed(piece, delimiter, columns, source)
+        indices = {name: column[name].astype(np.int64) for name in names}
+        listed.add(indices, column["count"], np.array([number for number, _ in piece]))
+    return listed.result()
+
+
+def _content_lines(file: RoutingFile) -> Iterator[tuple[int, bytes]]:
+    """Yield (number, line) of the lines that are neither blank nor comments."""
+    with file.open() as stream:
+        number = 0
+        while line := stream.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                raise BadInput(f"{file.source}: line {number} is over the limit of {MAX_LINE_BYTES} bytes")
+            if line.strip() and not line.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"#"):
+                yield number, line
+
+
+def _decoded(number: int, line: bytes, source: str) -> str:
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise BadInput(f"{source}: line {number}: not UTF-8 text (byte 0x{byte:02x})") from error
+
+
+def _plain(piece: list[tuple[int, bytes]], columns: list[str]) -> dict[str, NDArray[np.float64]] | None:
+    """Return the columns of rows of plain integers within the limits; None for any other rows."""
+    table = rows_of([line for _, line in piece], len(columns))
+    if table is None or any(table[:, i].max() > LIMITS[name] for i, name in enumerate(columns) if name in LIMITS):
+        return None
+    return dict(zip(columns, table.T, strict=True))
+
+
+def _parsed(
+    piece: list[tuple[int, bytes]], delimiter: str, columns: list[str], source: str
+) -> dict[str, NDArray[np.float64]]:
+    """Return the columns of rows, field by field; raise BadInput naming the first wrong line."""
+    found: dict[str, list[float]] = {name: [] for name in columns}
+    for number, line in piece:
         where = f"{source}: line {number}"
+        row = _fields(_decoded(number, line, source), delimiter, where)
         if len(row) != len(columns):
             raise BadInput(f"{where}: {len(row)} fields, the header has {len(columns)}")
-        fields = dict(zip(columns, row, strict=True))
-        key = tuple(_index(fields[name], name, where) for name in keys)
-        if key in table:
-            named = ", ".join(f"{name} {value}" for name, value in zip(keys, key, strict=True))
-            raise BadInput(f"{where}: {named} comes twice")
-        table[key] = _count(fields["count"], where)
-    if not table:
-        raise BadInput(f"{source}: a header and no counts")
-    return _assemble(table, keys, source)
+        for name, text in zip(columns, row, strict=True):
+            found[name].append(_count(text, where) if name == "count" else _index(text, name, where))
+    return {name: np.array(values, dtype=np.float64) for name, values in found.items()}
 
 
-def _content_lines(text: str) -> Iterator[tuple[int, str]]:
-    """Yield (number, line) of the lines that are neither blank nor comments."""
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip() and not line.lstrip().startswith("#"):
-            yield number, line
-
-
-def _rows(lines: Iterable[tuple[int, str]], delimiter: str, source: str) -> Iterator[tuple[int, list[str]]]:
-    for number, line in lines:
-        try:
-            yield number, next(csv.reader([line], delimiter=delimiter, skipinitialspace=True, strict=True))
-        except csv.Error as error:
-            raise BadInput(f"{source}: line {number}: {error}") from error
+def _fields(line: str, delimiter: str, where: str) -> list[str]:
+    if '"' not in line:
+        return line.rstrip("\r\n").split(delimiter)
+    try:
+        return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True, strict=True))
+    except csv.Error as error:
+        raise BadInput(f"{where}: {error}") from error
 
 
 def _check_header(columns: list[str], source: str, formats: str) -> None:
@@ -95,15 +130,3 @@ def _count(text: str, where: str) -> float:
     if not 0 <= value <= MAX_COUNT:  # refuses NaN, too
         raise BadInput(f"{where}: count = {text[:40]!r} is not a finite number of at least 0")
     return value
-
-
-def _assemble(table: dict[tuple[int, ...], float], keys: list[str], source: str) -> RawRouting:
-    index = np.array(list(table), dtype=np.int64)
-    column = {name: index[:, i] for i, name in enumerate(keys)}
-    layers, row = np.unique(column["layer"], return_inverse=True)
-    origin = column.get("source", np.zeros(len(index), dtype=np.int64))
-    shape = (len(layers), int(origin.max()) + 1, int(column["expert"].max()) + 1)
-    refuse_huge(shape, f"{source}: counts")
-    counts = np.zeros(shape)
-    np.add.at(counts, (row, origin, column["expert"]), np.array(list(table.values())))
-    return RawRouting(counts=counts, layers=tuple(int(layer) for layer in layers), listed=True)

@@ -1,37 +1,101 @@
-"""JSON `{"logical_count": [layers][experts]}` or `[steps][layers][experts]`, as SGLang's users exchange it."""
+"""Counts in JSON: what SGLang's users exchange, and what vLLM's load balancer holds; or one such object a line (JSONL).
+
+`{"logical_count": [layers][experts]}` or `[steps][layers][experts]`. No released vLLM writes its load window to a file
+(proposals #26176, #41141); scripts that do so dump fields of its `EplbState` under their own names, which are read:
+`global_expert_load_window`, `logical_expert_load_window`, `expert_load_window`, `expert_load_pass`, of the same shapes.
+With `physical_to_logical_map` [layers][slots] beside them the counts are of slots and are credited to their experts.
+Every line of a JSONL file is a step.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.hf_values import parse_json
-from planner.readers.raw import RawRouting, checked_counts, decode, names_held, summed_steps
+from planner.readers.raw import RawRouting, check_ids, checked_counts, decode, from_steps, names_held, one_line
+from planner.readers.source import RoutingFile
+from planner.readers.tally import Tally
 from topologies.errors import BadInput
 
 MAX_DEPTH = 3
+MAX_LINE_BYTES = 256 * 2**20
+COUNTS = (
+    "logical_count",
+    "global_expert_load_window",
+    "logical_expert_load_window",
+    "expert_load_window",
+    "expert_load_pass",
+)
 
 
 def read_json(data: bytes, source: str) -> RawRouting:
     """Return the counts of a JSON document; `source` is the file to name in errors."""
     document = parse_json(decode(data, source), source)
-    what = f"{source}: logical_count"
-    counts = checked_counts(_as_array(_counts_of(document, source), what), what)
-    return RawRouting(counts=summed_steps(counts, what)[:, None, :])
+    return from_steps(*_logical(document, source))
 
 
-def _counts_of(document: Any, source: str) -> list[Any]:
+def read_jsonl(file: RoutingFile) -> RawRouting:
+    """Return the counts of a file with an object on every line, each a step."""
+    tally = Tally(file.source)
+    for step, (what, line) in enumerate(_lines(file)):
+        try:
+            document = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise BadInput(f"{what}: not valid JSON: {one_line(error)}") from error
+        counts, name = _logical(document, what)
+        for layer, count_E in enumerate(from_steps(counts, name).counts[:, 0]):  # type: ignore[index]  # counts are set
+            tally.add(layer, 0, step, count_E)
+    return tally.result(stated=False)
+
+
+def _lines(file: RoutingFile) -> Iterator[tuple[str, bytes]]:
+    with file.open() as stream:
+        number = 0
+        while line := stream.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                raise BadInput(f"{file.source}: line {number} is over the limit of {MAX_LINE_BYTES} bytes")
+            if line.strip():
+                yield f"{file.source}: line {number}", line
+
+
+def _logical(document: Any, source: str) -> tuple[NDArray[np.float64], str]:
+    """Return the counts of logical experts, and their name."""
+    counts, key = _counts_of(document, source)
+    what = f"{source}: {key}"
+    values = checked_counts(_as_array(counts, what), what)
+    if "physical_to_logical_map" not in document:
+        return values, what
+    name = f"{source}: physical_to_logical_map"
+    map_LP = _as_array(document["physical_to_logical_map"], name)
+    check_ids(map_LP, name)
+    if map_LP.ndim != 2 or values.shape[-2:] != map_LP.shape or map_LP.min() < 0:
+        raise BadInput(
+            f"{name}: shape {list(map_LP.shape)}, {key} has {list(values.shape)}; both end in [layers, slots]"
+        )
+    logical = np.zeros((*values.shape[:-1], int(map_LP.max()) + 1))
+    for layer, expert_P in enumerate(map_LP):
+        for slot, expert in enumerate(expert_P):
+            logical[..., layer, expert] += values[..., layer, slot]
+    return logical, what
+
+
+def _counts_of(document: Any, source: str) -> tuple[list[Any], str]:
     if not isinstance(document, dict):
         raise BadInput(f'{source}: a JSON {type(document).__name__}, not an object with "logical_count"')
-    if "logical_count" not in document:
+    key = next((key for key in COUNTS if key in document), None)
+    if key is None:
         hint = "; this is a placement, not statistics" if "physical_to_logical_map" in document else ""
         raise BadInput(f'{source}: no "logical_count"; keys: {names_held(document)}{hint}')
-    counts = document["logical_count"]
+    counts = document[key]
     if not isinstance(counts, list):
-        raise BadInput(f"{source}: logical_count is {str(counts)[:40]!r}, not a list of lists")
-    return counts
+        raise BadInput(f"{source}: {key} is {str(counts)[:40]!r}, not a list of lists")
+    return counts, key
 
 
 def _as_array(nested: list[Any], what: str) -> NDArray[Any]:

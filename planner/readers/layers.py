@@ -16,7 +16,12 @@ MAX_EXTRA_ROWS = 8
 
 
 def place_rows(
-    busy: NDArray[np.bool_], stated: tuple[int, ...] | None, model: MoEModel | None, source: str
+    busy: NDArray[np.bool_],
+    stated: tuple[int, ...] | None,
+    model: MoEModel | None,
+    source: str,
+    *,
+    from_one: bool = False,
 ) -> tuple[NDArray[np.intp], tuple[int, ...], tuple[str, ...]]:
     """Match rows with layers and leave the dense ones out.
 
@@ -25,6 +30,7 @@ def place_rows(
         stated: the layer of each row, where the file states it.
         model: None where it is not known: rows are then layers by their number.
         source: the file to name in errors.
+        from_one: the stated layers may be numbered from 1; they are where only that fits the model.
 
     Returns:
         (rows to keep, their layers ascending, remarks for the user).
@@ -32,6 +38,11 @@ def place_rows(
     """
     if not busy.any():
         raise BadInput(f"{source}: every count is zero; these are no statistics")
+    if stated is not None and from_one and model is not None and not set(stated) <= set(model.moe_layers):
+        lower = tuple(layer - 1 for layer in stated)
+        if set(lower) <= set(model.moe_layers):
+            kept, layers, remarks = _by_statement(busy, lower, model, source)
+            return kept, layers, (f"{source}: numbers layers from 1; shifted to those of {model.name}", *remarks)
     if stated is not None:
         return _by_statement(busy, stated, model, source)
     rows = len(busy)

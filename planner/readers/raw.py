@@ -21,6 +21,9 @@ MAX_COUNT = 1e300
 MAX_COUNTS_BYTES = 2**30
 """The largest array of counts by layer, source and expert."""
 
+MAX_WINDOWS = 16
+"""Spans of time that a recording is told apart into."""
+
 MAX_EXPERTS = 32_767
 """Expert ids are kept as int16."""
 
@@ -29,15 +32,19 @@ MAX_EXPERTS = 32_767
 class RawRouting:
     """The content of a routing file before it is matched with a model.
 
-    Exactly one of `counts` and `trace` is set.
+    At least one of `counts` and `trace` is set; with both the trace is a sample of the tokens that were counted.
 
     Attributes:
         counts: float64 [rows, sources, experts], finite and not negative.
         trace: int16 [rows, tokens, top_k] of expert ids, -1 where masked.
         layers: the layer of each row where the file states it.
         token_source: int64 [tokens], the source rank of each token, where the file states it.
+        from_one: versions of the file's writer number layers from 1.
         experts: the number of experts where the file states it.
         listed: the file lists entries one by one, so that `counts` may be narrower than the model.
+        windows: float64 [windows, rows, experts], the counts of all sources in consecutive spans of time; None where
+            the file does not tell times apart.
+        remarks: what the reader left out or had to assume, one sentence each, for the user.
 
     """
 
@@ -47,6 +54,9 @@ class RawRouting:
     token_source: NDArray[np.int64] | None = None
     experts: int | None = None
     listed: bool = False
+    from_one: bool = False
+    windows: NDArray[np.float64] | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def refuse_huge(shape: tuple[int, ...], what: str) -> None:
@@ -94,40 +104,34 @@ def checked_counts(values: NDArray[Any], what: str) -> NDArray[np.float64]:
     return counts
 
 
-def summed_steps(counts: NDArray[np.float64], what: str) -> NDArray[np.float64]:
-    """Return counts [layers, experts] of either [layers, experts] or [steps, layers, experts], steps summed."""
-    if counts.ndim == 3:
-        counts = np.asarray(counts.sum(axis=0))
-    if counts.ndim != 2:
+def from_steps(counts: NDArray[np.float64], what: str) -> RawRouting:
+    """Return the routing of counts [layers, experts] or [steps, layers, experts], steps summed and kept as windows."""
+    if counts.ndim == 2:
+        return RawRouting(counts=counts[:, None, :])
+    if counts.ndim != 3:
         raise BadInput(f"{what}: has {counts.ndim} dimensions, not [layers, experts] or [steps, layers, experts]")
-    return counts
+    edges = np.linspace(0, len(counts), min(len(counts), MAX_WINDOWS) + 1).round().astype(int)
+    windows = np.add.reduceat(counts, edges[:-1]) if len(counts) > 1 else None
+    return RawRouting(counts=np.asarray(counts.sum(axis=0))[:, None, :], windows=windows)
 
 
-def checked_trace(ids: NDArray[Any], what: str) -> NDArray[np.int16]:
-    """Return per-token expert ids [layers, tokens, top_k] as int16; raise BadInput for anything that is not a trace.
-
-    Refused: other dimensions, no entries, non-integers, ids below -1 or above 32767, an expert twice in a token.
-    """
+def check_ids(ids: NDArray[Any], what: str, first: tuple[int, ...] = ()) -> None:
+    """Raise BadInput where expert ids are no integers from -1 to MAX_EXPERTS; `first` is the place of the first."""
     if ids.dtype.kind not in "iu":
         raise BadInput(f"{what}: holds {ids.dtype}, not integer expert ids")
-    if ids.ndim != 3 or ids.size == 0:
-        raise BadInput(f"{what}: shape {list(ids.shape)}, not [layers, tokens, top_k] with entries in it")
-    low, high = int(ids.min()), int(ids.max())
+    low, high = (int(ids.min()), int(ids.max())) if ids.size else (0, 0)
     if low < -1 or high > MAX_EXPERTS:
         value = low if low < -1 else high
         at = [int(i) for i in np.argwhere(ids == value)[0]]
-        raise BadInput(f"{what}{at} = {value}: an expert id is at least 0 (-1 = masked) and at most {MAX_EXPERTS}")
-    if high < 0:
-        raise BadInput(f"{what}: every entry is masked (-1)")
-    trace = np.ascontiguousarray(ids, dtype=np.int16)
-    for row, layer in enumerate(trace):
-        _refuse_repeats(layer, f"{what}[{row}]")
-    return trace
+        place = [*first[:-1], first[-1] + at[0], *at[1:]] if first else at
+        raise BadInput(f"{what}{place} = {value}: an expert id is at least 0 (-1 = masked) and at most {MAX_EXPERTS}")
 
 
-def _refuse_repeats(ids_TK: NDArray[np.int16], what: str) -> None:
+def refuse_repeats(ids_TK: NDArray[Any], what: str, first: int = 0) -> None:
+    """Raise BadInput where a token visits an expert twice; `first` is the number of the first token."""
     ordered = np.sort(ids_TK, axis=1)
     twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
     if twice.any():
         token, k = (int(i) for i in np.argwhere(twice)[0])
-        raise BadInput(f"{what}: token {token} visits expert {ordered[token, k]} twice: {ids_TK[token].tolist()}")
+        ids = ids_TK[token].tolist()
+        raise BadInput(f"{what}: token {first + token} visits expert {ordered[token, k]} twice: {ids}")

@@ -1,5 +1,6 @@
 """PyTorch's zip format without PyTorch: dicts of tensors and plain values, and nothing else.
 
+Tensors are read when they are asked for, so that a dump of thousands of them is never in memory at once.
 The format (torch/serialization.py of PyTorch 1.6 and later): a zip archive of `NAME/data.pkl`, a pickle in which each
 tensor is a call of `torch._utils._rebuild_tensor_v2` on a storage, and of the storages' raw bytes in `NAME/data/KEY`;
 `NAME/byteorder` says "little" or "big". A pickle can call anything, so this reader has a list of instructions and a
@@ -13,20 +14,20 @@ import pickle
 import pickletools
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.readers.raw import MAX_ARRAY_BYTES, one_line
+from planner.readers.raw import MAX_ARRAY_BYTES, names_held, one_line
+from planner.readers.tuple_nesting import TupleNesting
 from planner.readers.zips import read_member
 from topologies.errors import BadInput
 
-MAX_PICKLE_BYTES = 16 * 2**20
-MAX_MEMO = 1_000_000
-MAX_TUPLES = 2_000
-"""Tuples nested deeper than the stack would crash the interpreter when they are hashed; a tensor needs four."""
+MAX_PICKLE_BYTES = 64 * 2**20
+MAX_MEMO = 10_000_000
 
 STORAGES = {
     "DoubleStorage": "f8", "FloatStorage": "f4", "HalfStorage": "f2", "BFloat16Storage": "bf16", "LongStorage": "i8",
@@ -58,14 +59,61 @@ class _Storage:
     elements: int
 
 
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """A tensor that was not read yet: a strided view of a storage."""
+
+    what: str
+    shape: tuple[int, ...]
+    _strides: tuple[int, ...]
+    _offset: int
+    _elements: Callable[[], NDArray[Any]]
+
+    def read(self) -> NDArray[Any]:
+        """Return its elements; bfloat16 as float32. Raises BadInput where the storage is missing or too short."""
+        flat = self._elements()
+        if 0 in self.shape:
+            return np.zeros(self.shape, dtype=np.float64)
+        last = self._offset + sum((n - 1) * step for n, step in zip(self.shape, self._strides, strict=True))
+        if last >= len(flat):
+            raise BadInput(
+                f"{self.what}: a tensor of shape {list(self.shape)} reaches element {last} of a storage of {len(flat)}"
+            )
+        if int(np.prod([float(n) for n in self.shape])) * 8 > MAX_ARRAY_BYTES:
+            raise BadInput(
+                f"{self.what}: tensors of over {MAX_ARRAY_BYTES} bytes, the last of shape {list(self.shape)}"
+            )
+        strides = [step * flat.itemsize for step in self._strides]
+        return np.lib.stride_tricks.as_strided(flat[self._offset :], self.shape, strides, writeable=False).copy()
+
+
 def read_torch(archive: zipfile.ZipFile, source: str) -> Any:
-    """Return the object that `torch.save` wrote, tensors as NumPy arrays (bfloat16 as float32).
+    """Return the object that `torch.save` wrote, tensors as NumPy arrays, if it is a tensor or a dict of some.
+
+    Raises BadInput as `open_torch` does, and where the tensors take too much memory together.
+    """
+    content = open_torch(archive, source)
+    if isinstance(content, Tensor):
+        return content.read()
+    if not isinstance(content, dict):
+        return content
+    size = 8.0 * sum(float(np.prod([float(n) for n in v.shape])) for v in content.values() if isinstance(v, Tensor))
+    if size > MAX_ARRAY_BYTES:
+        raise BadInput(f"{source}: tensors of over {MAX_ARRAY_BYTES} bytes together")
+    return {key: value.read() if isinstance(value, Tensor) else value for key, value in content.items()}
+
+
+def open_torch(archive: zipfile.ZipFile, source: str) -> Any:
+    """Return the object that `torch.save` wrote, with a `Tensor` for every tensor.
 
     Raises:
         BadInput: damaged, over the limits, or holding anything but tensors, numbers, strings, lists, tuples and dicts.
 
     """
-    root = next(name for name in archive.namelist() if name.endswith("data.pkl")).removesuffix("data.pkl")
+    programs = [name for name in archive.namelist() if name.endswith("data.pkl")]
+    if not programs:
+        raise BadInput(f"{source}: a zip archive of {names_held(archive.namelist())}; not a torch file (no data.pkl)")
+    root = programs[0].removesuffix("data.pkl")
     program = read_member(archive, f"{root}data.pkl", source, limit_bytes=MAX_PICKLE_BYTES)
     _refuse_instructions(program, source)
     try:
@@ -78,12 +126,10 @@ def read_torch(archive: zipfile.ZipFile, source: str) -> Any:
 
 def _refuse_instructions(program: bytes, source: str) -> None:
     """Raise BadInput at the first instruction that is not on the list, before any of them runs."""
-    tuples = 0
+    nesting = TupleNesting(source)
     try:
         for opcode, argument, position in pickletools.genops(program):
-            tuples += opcode.name.startswith("TUPLE")
-            if tuples > MAX_TUPLES:
-                raise BadInput(f"{source}: data.pkl builds over {MAX_TUPLES} tuples; a dump of counts has a few")
+            nesting.follow(opcode.name, argument)
             if opcode.name not in OPCODES:
                 raise BadInput(
                     f"{source}: data.pkl holds {opcode.name} at byte {position}; no tensor needs it: refused"
@@ -103,8 +149,6 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(io.BytesIO(program), encoding="utf-8")
         self._archive, self._root, self._source = archive, root, source
         self._swap = _is_big_endian(archive, root, source)
-        self._loaded: dict[str, bytes] = {}
-        self._built_bytes = 0
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what stands for a name in the file; refuse all but tensors' own."""
@@ -126,33 +170,18 @@ class _Unpickler(pickle.Unpickler):
             raise BadInput(f"{self._source}: data.pkl names a storage without a key or a size")
         return _Storage(pid[1].dtype, pid[2], pid[4])
 
-    def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_rest: Any) -> NDArray[Any]:
-        """Build one tensor: a strided view of a storage, as torch._utils._rebuild_tensor_v2 does."""
+    def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_rest: Any) -> Tensor:
+        """Note one tensor: a strided view of a storage, as torch._utils._rebuild_tensor_v2 builds it."""
         sides = (*size, *stride, offset)
         if not isinstance(storage, _Storage) or len(size) != len(stride) or len(size) > 32:
             raise BadInput(f"{self._source}: data.pkl builds a tensor of an unknown kind")
         if not all(isinstance(side, int) and 0 <= side < 2**62 for side in sides):
             raise BadInput(f"{self._source}: a tensor of shape {list(size)}, stride {list(stride)}, offset {offset}")
-        flat = self._elements(storage)
-        if 0 in size:
-            return np.zeros(size, dtype=np.float64)
-        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        if last >= len(flat):
-            raise BadInput(
-                f"{self._source}: a tensor of shape {list(size)} reaches element {last} of a storage of {len(flat)}"
-            )
-        self._built_bytes += int(np.prod([float(n) for n in size])) * 8
-        if self._built_bytes > MAX_ARRAY_BYTES:
-            raise BadInput(f"{self._source}: tensors of over {MAX_ARRAY_BYTES} bytes, the last of shape {list(size)}")
-        item = flat.itemsize
-        view = np.lib.stride_tricks.as_strided(flat[offset:], size, [step * item for step in stride], writeable=False)
-        return view.copy()
+        return Tensor(self._source, tuple(size), tuple(stride), offset, lambda: self._elements(storage))
 
     def _elements(self, storage: _Storage) -> NDArray[Any]:
-        if storage.key not in self._loaded:
-            name = f"{self._root}data/{storage.key}"
-            self._loaded[storage.key] = read_member(self._archive, name, self._source, limit_bytes=MAX_ARRAY_BYTES)
-        data = self._loaded[storage.key]
+        name = f"{self._root}data/{storage.key}"
+        data = read_member(self._archive, name, self._source, limit_bytes=MAX_ARRAY_BYTES)
         bfloat = storage.dtype == "bf16"
         dtype = np.dtype("u2" if bfloat else storage.dtype).newbyteorder(">" if self._swap else "<")
         if storage.elements * dtype.itemsize > len(data):

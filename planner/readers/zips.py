@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import zipfile
 import zlib
+from typing import BinaryIO
 
 from planner.readers.raw import one_line
 from topologies.errors import BadInput
@@ -16,10 +16,10 @@ ZIP_ERRORS = (
 )  # fmt: skip
 
 
-def open_zip(data: bytes, source: str) -> zipfile.ZipFile:
+def open_zip(stream: BinaryIO, source: str) -> zipfile.ZipFile:
     """Return the opened archive; raise BadInput if it is damaged."""
     try:
-        return zipfile.ZipFile(io.BytesIO(data))
+        return zipfile.ZipFile(stream)
     except ZIP_ERRORS as error:
         raise BadInput(f"{source}: damaged or truncated zip archive: {one_line(error)}") from error
 

@@ -54,6 +54,7 @@ def test_the_surface_is_a_decision() -> None:
     known = ["--json", "--nic-gbps", "--system"]
     assert surface == {
         "discover": sorted([*known, "--output", "-o"]),
+        "export": sorted(["--to", "--host", "--system", "--output", "-o", "spec"]),
         "import": sorted(
             [*known, *fabric, "--domain-hosts", "--fabric", "--hosts", "--name", "--output", "-o", "files"]
         ),

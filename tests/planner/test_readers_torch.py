@@ -160,7 +160,7 @@ def test_tensors_that_are_wrong(changes, words):
     [
         ([1, 2], "holds a list, not a dict"),
         ({"rank": 0}, "no logical_count; keys: rank"),
-        ({"records": [], "last_physical_to_logical_map": None}, "--expert-distribution-recorder-mode stat"),
+        ({"records": [], "last_physical_to_logical_map": None}, "are not a list and a tensor"),
         ({"logical_count": 5}, "logical_count is a int, not a tensor"),
         ({"logical_count": Call(Name("os", "system"), "false")}, "asks for os.system; no tensor of counts needs it"),
         ({"logical_count": Call(Name("builtins", "eval"), "1")}, "asks for builtins.eval"),
@@ -184,7 +184,7 @@ def test_contents_that_are_none_of_ours(value, words):
         (b"\x80\x02}\x8c\x01ab.", "holds BUILD"),
         (b"\x80\x02\x82\x01.", "holds EXT1"),
         (b"\x80\x02Nr" + struct.pack("<I", 2**31 - 1) + b".", "numbers an object 2147483647"),
-        (b"\x80\x02)" + b"\x85" * 3000 + b".", "builds over 2000 tuples"),
+        (b"\x80\x02)" + b"\x85" * 3000 + b".", "nests tuples over 50 deep"),
         (b"\x80\x02X" + struct.pack("<I", 2**31) + b"a.", "damaged or truncated data.pkl"),
     ],
 )

@@ -212,5 +212,5 @@ def test_a_masked_layer_of_a_trace_is_dense(tmp_path):
 def test_missing_file_and_directory(tmp_path):
     with pytest.raises(BadInput, match="no such file"):
         load_routing(tmp_path / "absent")
-    with pytest.raises(BadInput, match="directory"):
+    with pytest.raises(BadInput, match="is a directory with 0 files, none of a recording"):
         load_routing(tmp_path)
