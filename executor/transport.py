@@ -5,7 +5,8 @@ Shapes: R ranks; a block is what one rank sends to another: consecutive entries 
 On NCCL an all-to-all is the library's own. gloo's own is uncoordinated and reaches 0.6 of a busy link; rounds of
 sends reach 0.93 (facts, executor.md 6.2): every rank posts all its receives, then sends to rank + 1, rank + 2, ..., one
 after the other, so that no receiver has two senders as long as the blocks are alike. Empty blocks are skipped. Blocks
-inside the rank's domain take other links than those to other domains: where there are both, they go alongside.
+inside the rank's domain take other links than those to other domains: where there are both, they go alongside. What is
+small altogether goes at once: there the way of a message counts, not its bytes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 Splits = Sequence[int]
+SMALL_BYTES = 64 * 1024  # of all that a rank sends in an exchange
 
 
 class CallGuard(Protocol):
@@ -101,7 +103,8 @@ class Transport:
             for tag, into in enumerate(incoming)
             if into[origin].numel()
         ]
-        near, far = self._lanes([to for to in others if any(blocks[to].numel() for blocks in outgoing)])
+        targets = [to for to in others if any(blocks[to].numel() for blocks in outgoing)]
+        near, far = self._lanes(targets, sum(one.numel() * one.itemsize for one in send))
         pending += [work for to in near for work in self._send(outgoing, to)]
         for to in far:
             for work in self._send(outgoing, to):
@@ -110,8 +113,10 @@ class Transport:
             if waiting is not None:
                 waiting.wait()
 
-    def _lanes(self, to: list[int]) -> tuple[list[int], list[int]]:
+    def _lanes(self, to: list[int], total_bytes: int) -> tuple[list[int], list[int]]:
         """Split destinations into those sent to at once, over links of their own, and those sent to in turn."""
+        if total_bytes < SMALL_BYTES:
+            return to, []
         if self.domain_of_rank is None:
             return [], to
         here = self.domain_of_rank[self.rank]
