@@ -40,7 +40,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all trials share: width and type of a row, repeats, warm-up, and where the ranks sit."""
+    """What all trials share: width, type and device of a row, repeats, warm-up, and where the ranks sit."""
 
     hidden: int
     dtype: str
@@ -48,6 +48,7 @@ class Setting:
     warmup: int
     domain_R: tuple[int, ...]
     rail_R: tuple[int, ...]
+    device: str = "cpu"
 
     @property
     def row_bytes(self) -> int:
@@ -79,9 +80,11 @@ class _Run:
     def __init__(self, trial: Trial, setting: Setting, transport: Transport, rank: int) -> None:
         domain_R, rail_R = np.array(setting.domain_R), np.array(setting.rail_R)
         self.exchange = make_exchange(trial.exchange, LayerLayout(trial.placement, domain_R, rail_R, rank), transport)
-        self.ids_TK = torch.from_numpy(np.asarray(trial.ids_RTK[rank], dtype=np.int64))
-        self.x_TH = torch.randn(len(self.ids_TK), setting.hidden).to(getattr(torch, setting.dtype))
-        self.weights_TK = torch.full(self.ids_TK.shape, 1.0 / self.ids_TK.shape[1])
+        ids_TK = np.asarray(trial.ids_RTK[rank], dtype=np.int64)
+        self.device = torch.device(setting.device)
+        self.ids_TK = torch.from_numpy(ids_TK).to(self.device)
+        self.x_TH = torch.randn(len(ids_TK), setting.hidden).to(self.device, getattr(torch, setting.dtype))
+        self.weights_TK = torch.full(ids_TK.shape, 1.0 / ids_TK.shape[1], device=self.device)
         self.wait_s = trial.compute_us_R[rank] * 1e-6
         self.us: dict[str, list[float]] = {"dispatch": [], "compute": [], "combine": []}
 
@@ -90,12 +93,12 @@ class _Run:
         """Run the step once; every phase begins when all ranks are ready for it."""
         marks = [_together()]
         dispatched = self.exchange.dispatch(self.x_TH, self.weights_TK, self.ids_TK)
-        marks += [time.perf_counter(), _together()]
+        marks += [_done(self.device), _together()]
         if self.wait_s:
             time.sleep(self.wait_s)
-        marks += [time.perf_counter(), _together()]
+        marks += [_done(self.device), _together()]
         self.exchange.combine(dispatched.x_NH, dispatched)
-        marks.append(time.perf_counter())
+        marks.append(_done(self.device))
         if counted:
             for phase, begin, end in zip(self.us, marks[::2], marks[1::2], strict=True):
                 self.us[phase].append((end - begin) * 1e6)
@@ -106,13 +109,13 @@ class _Run:
 
 
 def time_flows(
-    rank: int, _size: int, patterns: Sequence[Sequence[int]], entries: int, repeats: int
+    rank: int, _size: int, patterns: Sequence[Sequence[int]], entries: int, repeats: int, device: str = "cpu"
 ) -> list[tuple[float, ...]]:
     """Send `entries` bytes from every rank r to patterns[i][r] (r itself: to nobody), all at once.
 
     Returns, pattern by pattern, the microseconds [S] until this rank had received its bytes; empty where it gets none.
     """
-    block, into = torch.zeros(entries, dtype=torch.uint8), torch.empty(entries, dtype=torch.uint8)
+    block, into = (torch.zeros(entries, dtype=torch.uint8, device=device) for _ in range(2))
     times = []
     for target_R in patterns:
         sources = [src for src, dst in enumerate(target_R) if dst == rank and src != rank]
@@ -125,11 +128,18 @@ def time_flows(
                 if work is not None:
                     work.wait()
             if repeat:
-                us.append((time.perf_counter() - start) * 1e6)
+                us.append((_done(block.device) - start) * 1e6)
             if sending is not None:
                 sending.wait()
         times.append(tuple(us) if sources else ())
     return times
+
+
+def _done(device: torch.device) -> float:
+    """Wait for what this rank has asked of its device; return the moment."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def _together() -> float:

@@ -123,7 +123,9 @@ class Validation:
         sizes = [max(int(part * step_bytes), 1) for part in FLOW_PARTS]
         measured, us_of = [], {}
         for entries in sizes:
-            of_rank = self.ranks.run(time_flows, patterns, entries, self.setting.repeats, timeout_s=self.timeout_s)
+            of_rank = self.ranks.run(
+                time_flows, patterns, entries, self.setting.repeats, self.setting.device, timeout_s=self.timeout_s
+            )
             us_PR = np.array(
                 [
                     [np.median(of_rank[r][p]) if of_rank[r][p] else np.nan for r in range(len(of_rank))]
