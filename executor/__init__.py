@@ -14,8 +14,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from executor.adapters.ep_implementation import use_plan
     from executor.balancing import balance
     from executor.capacity import Capacity
+    from executor.checkpoint import gather_state_dict, load_checkpoint, save_checkpoint
     from executor.conformance import Conformance, NotConforming
     from executor.dispatch_and_compute import ep_dispatch_and_compute
     from executor.exchange import make_exchange
@@ -58,8 +60,12 @@ _HOME = {
     "ep_dispatch_and_compute": "dispatch_and_compute",
     "expert_parallel_dispatch": "reference",
     "find_moe_layers": "moe_layers",
+    "gather_state_dict": "checkpoint",
+    "load_checkpoint": "checkpoint",
     "make_exchange": "exchange",
+    "save_checkpoint": "checkpoint",
     "sum_replica_gradients": "replicas",
+    "use_plan": "adapters.ep_implementation",
 }
 """The module of each public name; `expert_parallel_dispatch` and the planner's side need no torch."""
 
@@ -88,8 +94,12 @@ __all__ = [
     "ep_dispatch_and_compute",
     "expert_parallel_dispatch",
     "find_moe_layers",
+    "gather_state_dict",
+    "load_checkpoint",
     "make_exchange",
+    "save_checkpoint",
     "sum_replica_gradients",
+    "use_plan",
 ]
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from executor.exchange import Dispatched, Exchange, HopRows
-from executor.moe import MoE
+from executor.moe_layers import MoELayer
 from executor.transport import Transport
 from planner import Plan
 from planner.exact_rows import exact_rows
@@ -50,16 +50,16 @@ class LayerVerdict:
     problems: tuple[str, ...]
 
 
-def check_deployed(layers: Mapping[str, MoE]) -> None:
+def check_deployed(layers: Mapping[str, MoELayer]) -> None:
     """Check on all ranks together that every layer has one layout, and that rows find their experts.
 
     Raises NotConforming, on all ranks alike, with the rank and the layer named.
     """
     transport = next(iter(layers.values())).exchange.transport
-    digests = transport.gather("check of layouts", [moe.exchange.layout.digest() for moe in layers.values()])
+    digests = transport.gather("check of layouts", [layer.exchange.layout.digest() for layer in layers.values()])
     for name, digest_R in zip(layers, zip(*digests, strict=True), strict=True):
         _raise_first(name, _odd_layouts(digest_R))
-    wrong = transport.gather("check of the probe", [_probe(moe) for moe in layers.values()])
+    wrong = transport.gather("check of the probe", [_probe(layer) for layer in layers.values()])
     for name, wrong_R in zip(layers, zip(*wrong, strict=True), strict=True):
         _raise_first(name, [f"rank {rank} {what}" for rank, what in enumerate(wrong_R) if what])
 
@@ -79,19 +79,19 @@ def _odd_layouts(digest_R: Sequence[str]) -> list[str]:
     return [f"rank {rank} has another layout than most ranks" for rank in odd_ones(digest_R)]
 
 
-def _probe(moe: MoE) -> str:
+def _probe(layer: MoELayer) -> str:
     """Send tokens that carry the number of their only expert to all experts; return what goes wrong at this rank."""
-    exchange, mine = moe.exchange, moe.exchange.layout.my_experts
-    device = next(moe.experts.parameters()).device
-    ids_TK = torch.arange(2 * exchange.layout.num_experts, device=device).remainder(exchange.layout.num_experts)[
-        :, None
-    ]
+    exchange, held = layer.exchange, layer.held
+    E, mine = exchange.layout.num_experts, exchange.layout.my_experts
+    elsewhere = "cpu" if exchange.transport.runs_rounds else "cuda"  # a list of no experts stands nowhere
+    device = next((param.device for param in held.parameters()), torch.device(elsewhere))
+    ids_TK = torch.arange(2 * E, device=device).remainder(E)[:, None]
     sent_TH = ids_TK.float()
     with torch.no_grad():
         dispatched = exchange.dispatch(sent_TH, torch.ones_like(sent_TH), ids_TK)
         back_TH = exchange.combine(dispatched.x_NH, dispatched)
-    if moe.experts.num_slots != len(mine):
-        return f"holds {moe.experts.num_slots} experts for {len(mine)} slots"
+    if held.num_slots != len(mine):
+        return f"holds {held.num_slots} experts for {len(mine)} slots"
     arrived = [int(expert) for expert in dispatched.x_NH[:, 0].tolist()]
     if arrived != [expert for expert, rows in zip(mine, dispatched.rows.counts, strict=True) for _ in range(rows)]:
         return "received rows of other experts than its slots hold"
@@ -129,24 +129,24 @@ class Conformance(AbstractContextManager["Conformance"]):
     come from `plan`; without one, from the layouts that are in force.
     """
 
-    def __init__(self, layers: Mapping[str, MoE], plan: Plan | None = None) -> None:
+    def __init__(self, layers: Mapping[str, MoELayer], plan: Plan | None = None) -> None:
         """Store the layers."""
         self.layers, self.plan = layers, plan
         self._watched: list[_Watched] = []
 
     def __enter__(self) -> Conformance:
         """Start watching."""
-        self._watched = [_Watched(moe.exchange) for moe in self.layers.values()]
-        for moe, watched in zip(self.layers.values(), self._watched, strict=True):
-            moe.exchange = watched
+        self._watched = [_Watched(layer.exchange) for layer in self.layers.values()]
+        for layer, watched in zip(self.layers.values(), self._watched, strict=True):
+            layer.exchange = watched
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop watching."""
-        for moe, watched in zip(self.layers.values(), self._watched, strict=True):
-            moe.exchange = watched.exchange
+        for layer, watched in zip(self.layers.values(), self._watched, strict=True):
+            layer.exchange = watched.exchange
 
     def verdicts(self) -> list[LayerVerdict]:
         """Compare measured and planned rows of the watched step, on all ranks together.

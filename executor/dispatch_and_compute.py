@@ -4,8 +4,7 @@ The signature is that of KempnerForge's function of the same name (kempnerforge/
 differs: ids travel as integers, masked ids (-1) do not travel, rows are not padded to the fullest expert, any layout
 works, and `gradient_scale` changes gradients only.
 
-Shapes: T tokens of this rank, K top_k, E experts, N rows at this rank's experts, S slots of this rank, H hidden,
-I intermediate.
+Shapes: T tokens of this rank, K top_k, E experts, S slots of this rank, H hidden.
 """
 
 from __future__ import annotations
@@ -15,15 +14,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.func import functional_call
-from torch.nn import functional
+from torch import Tensor
 
-from executor.activations import find_activation
 from executor.capacity import count_ids
+from executor.deployment import Deployment
 from executor.exchange import make_exchange
-from executor.experts import ListedExperts, PackedExperts, SlotRows, check_rows, linear_by_slot
+from executor.held import held_by
 from executor.layout import LayerLayout, contiguous_layout
 from executor.transport import Transport
 from topologies.errors import BadInput
@@ -48,11 +44,9 @@ def ep_dispatch_and_compute(
         x: (T, H).
         weights: (T, K) routing weights.
         indices: (T, K) ids of logical experts over all ranks; -1 masks an entry.
-        moe: holds this rank's experts in one of these forms, itself or as `moe.experts`: PackedExperts, ListedExperts,
-            a ModuleList (local expert i is this rank's i-th), SwiGLU in `gate_w, up_w` (S, H, I) and `down_w`
-            (S, I, H), or Hugging Face's `gate_up_proj` (S, 2I, H) and `down_proj` (S, H, I). With a LayerLayout in
-            `moe.ep_layout` (an `executor.moe.MoE` has one) the experts are where it says; else rank r holds
-            num_local_experts from r * num_local_experts on.
+        moe: holds this rank's experts, itself or as `moe.experts`, in one of the forms of `executor.held`. With a
+            LayerLayout in `moe.ep_layout` (`apply_expert_parallel` sets it) the experts are where it says; else rank r
+            holds num_local_experts from r * num_local_experts on.
         ep_group: the ranks; None where ep_world_size is 1.
         local_expert_start: first expert of this rank; not looked at where there is a layout.
         num_local_experts: S.
@@ -66,13 +60,13 @@ def ep_dispatch_and_compute(
         BadInput: the numbers contradict the group or the module, or the module has no experts of a known form.
 
     """
-    transport = Transport(ep_group)
+    deployment: Deployment | None = getattr(moe, "ep_deployment", None)
+    transport = Transport(ep_group) if deployment is None else deployment.exchange.transport
     layout = _layout_of(moe, transport, local_expert_start, num_local_experts, ep_world_size)
-    exchange = make_exchange("pairwise", layout, transport)
+    if deployment is None:
+        deployment = Deployment(make_exchange("pairwise", layout, transport))
     scale_S = _gradient_scale(indices, layout, transport) if gradient_scale else None
-    dispatched = exchange.dispatch(x, weights, indices)
-    y_NH = _through_experts(moe, dispatched.x_NH, dispatched.rows, scale_S)
-    return exchange.combine(y_NH, dispatched).to(x.dtype)
+    return deployment.run(held_by(moe), x, weights, indices, scale_S)
 
 
 def _layout_of(
@@ -109,71 +103,3 @@ def _gradient_scale(ids_TK: Tensor, layout: LayerLayout, transport: Transport) -
     count_E = transport.sum_over_ranks("expert counts", count_ids(ids_TK, layout.num_experts)).double()
     mine = torch.tensor(layout.my_experts, dtype=torch.int64, device=ids_TK.device)
     return count_E.mean() / count_E[mine].clamp(min=1.0)
-
-
-def _through_experts(moe: Any, x_NH: Tensor, rows: SlotRows, scale_S: Tensor | None) -> Tensor:
-    """Return y_NH through the experts of a module of any known form."""
-    experts = getattr(moe, "experts", moe)
-    if isinstance(experts, ListedExperts):
-        experts = experts.experts
-    if isinstance(experts, nn.ModuleList):
-        return _through_list(experts, x_NH, rows, scale_S)
-    if isinstance(experts, PackedExperts):
-        return _called(experts, scale_S, x_NH, rows)
-    if hasattr(experts, "gate_w"):
-        gate_SIH, up_SIH, down_SHI = (
-            _scaled(weight, scale_S).transpose(1, 2) for weight in (experts.gate_w, experts.up_w, experts.down_w)
-        )
-        gate_NI, up_NI = linear_by_slot(x_NH, rows, gate_SIH), linear_by_slot(x_NH, rows, up_SIH)
-        return linear_by_slot(functional.silu(gate_NI) * up_NI, rows, down_SHI)
-    if hasattr(experts, "gate_up_proj") and _is_swiglu(experts):
-        inner_NF = linear_by_slot(x_NH, rows, _scaled(experts.gate_up_proj, scale_S))
-        return linear_by_slot(find_activation("swiglu").apply(inner_NF), rows, _scaled(experts.down_proj, scale_S))
-    raise BadInput(
-        f"{type(moe).__name__} has no experts of a known form: a ModuleList, PackedExperts, gate_w with up_w and"
-        " down_w, or gate_up_proj with down_proj (SwiGLU without biases)"
-    )
-
-
-def _is_swiglu(experts: Any) -> bool:
-    act_fn = getattr(experts, "act_fn", functional.silu)
-    plain = getattr(experts, "gate_up_proj_bias", None) is None
-    return plain and (act_fn is functional.silu or isinstance(act_fn, nn.SiLU))
-
-
-def _through_list(experts: nn.ModuleList, x_NH: Tensor, rows: SlotRows, scale_S: Tensor | None) -> Tensor:
-    check_rows(x_NH, rows, len(experts))
-    if not len(experts):
-        return x_NH
-    scales = [None] * len(experts) if scale_S is None else scale_S.unbind()
-    parts = zip(experts, scales, x_NH.split_with_sizes(rows.counts), strict=True)
-    return torch.cat([_called(expert, scale, x_CH) for expert, scale, x_CH in parts])
-
-
-def _called(module: nn.Module, scale: Tensor | None, *inputs: Any) -> Tensor:
-    """Return the module's output; gradients of its parameters will be multiplied by `scale`."""
-    scaled = {name: _scaled(weight, scale) for name, weight in module.named_parameters()}
-    y: Tensor = module(*inputs) if scale is None else functional_call(module, scaled, inputs)
-    return y
-
-
-def _scaled(weight: Tensor, scale: Tensor | None) -> Tensor:
-    """Return the weight; its gradient will be multiplied by `scale`, one number or one for each slot."""
-    if scale is None:
-        return weight
-    scaled: Tensor = _ScaledGradient.apply(weight, scale)  # type: ignore[no-untyped-call]  # torch ships it so
-    return scaled
-
-
-class _ScaledGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, scale: Tensor) -> Tensor:
-        ctx.save_for_backward(scale)
-        return weight.view_as(weight)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (scale,) = ctx.saved_tensors
-        by_slot = scale.to(grad.dtype).view(-1, *[1] * (grad.ndim - 1))
-        return (grad * by_slot).view_as(grad), None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -144,10 +145,7 @@ class PackedExperts(nn.Module):
             BadInput: an expert that is not here, or one named twice.
 
         """
-        check_selection(slots, self.num_slots)
-        for name, old in list(self.named_parameters()):
-            kept = old.detach()[torch.tensor(slots, dtype=torch.int64, device=old.device)]
-            setattr(self, name, nn.Parameter(kept, old.requires_grad))
+        select_slots(self, [name for name, _ in self.named_parameters()], slots)
 
     def extra_repr(self) -> str:
         """Return the sizes for print()."""
@@ -187,8 +185,7 @@ class ListedExperts(nn.Module):
             BadInput: an expert that is not here, or one named twice.
 
         """
-        check_selection(slots, self.num_slots)
-        self.experts = nn.ModuleList(self.experts[slot] for slot in slots)
+        select_modules(self, slots)
 
 
 def check_rows(x_NH: Tensor, rows: SlotRows, num_slots: int) -> None:
@@ -197,6 +194,21 @@ def check_rows(x_NH: Tensor, rows: SlotRows, num_slots: int) -> None:
         raise BadInput(f"rows are divided among {len(rows.counts)} slots, but this rank holds {num_slots} experts")
     if rows.total != len(x_NH):
         raise BadInput(f"rows of the slots sum to {rows.total}, but {len(x_NH)} rows are here")
+
+
+def select_slots(module: nn.Module, names: Sequence[str], slots: Sequence[int]) -> None:
+    """Replace parameters of a module, whose dimension 0 is the slot, by these slots of theirs; errors of `select`."""
+    check_selection(slots, len(getattr(module, names[0])))
+    for name in names:
+        old: nn.Parameter = getattr(module, name)
+        kept = old.detach()[torch.tensor(slots, dtype=torch.int64, device=old.device)]
+        setattr(module, name, nn.Parameter(kept, old.requires_grad))
+
+
+def select_modules(owner: Any, slots: Sequence[int]) -> None:
+    """Replace the ModuleList `owner.experts` by these modules of it, numbered from 0; errors of `select`."""
+    check_selection(slots, len(owner.experts))
+    owner.experts = nn.ModuleList(owner.experts[slot] for slot in slots)
 
 
 def check_selection(slots: Sequence[int], num_slots: int) -> None:

@@ -8,25 +8,20 @@ Shapes: T tokens of this rank, K top_k, E experts, H hidden, N rows at this rank
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
 from executor.capacity import Capacity, Kept, count_ids
+from executor.deployment import Recorder, through_experts
 from executor.exchange import Exchange, local_exchange
 from executor.experts import ListedExperts, PackedExperts
+from executor.held import Held, held_by
 from executor.layout import LayerLayout
 from executor.losses import router_z_loss, switch_aux_loss
 from executor.measure import PhaseClock, mark
 from executor.recompute import in_backward
 from executor.router import Routed, Router
-
-
-class Recorder(Protocol):
-    """Who wants to know the routing."""
-
-    def record(self, ids_TK: Tensor) -> None:
-        """Take the experts of T tokens, as routed, before any is dropped."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,17 +87,33 @@ class MoE(nn.Module):
         """Where the experts are."""
         return self.exchange.layout
 
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        return self.router.config.num_experts
+
+    @property
+    def top_k(self) -> int:
+        """K."""
+        return self.router.config.top_k
+
+    @property
+    def held(self) -> Held:
+        """The experts of this rank, slot by slot."""
+        return held_by(self)
+
+    @property
+    def misfit(self) -> str:
+        """Nothing stands against expert parallelism (`executor.moe_layers.MoELayer`)."""
+        return ""
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output, in the shape and type of `x`."""
         x_TH = mark(self.clock, x.reshape(-1, x.shape[-1]), "start")
         routed = self.router(x_TH)
         kept = self._drop(routed)
         self._note(routed, kept)
-        routed_TH = mark(self.clock, x_TH, "routed")
-        dispatched = self.exchange.dispatch(routed_TH, kept.weights_TK, kept.ids_TK)
-        x_NH = mark(self.clock, dispatched.x_NH, "dispatched")
-        y_NH = mark(self.clock, self.experts(x_NH, dispatched.rows), "computed")
-        y_TH = mark(self.clock, self.exchange.combine(y_NH, dispatched), "combined")
+        y_TH = through_experts(self, self.experts, x_TH, kept.weights_TK, kept.ids_TK)
         if self.shared is not None:
             y_TH = y_TH + self.shared(x_TH)
         y: Tensor = y_TH.to(x.dtype).view_as(x)

@@ -1,25 +1,81 @@
-"""The MoE layers of a model: found by type, matched with the layers of a plan.
-
-Shapes: S slots of a rank.
-"""
+"""The MoE layers of a model, whoever wrote them: found by what they offer, matched with the layers of a plan."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Protocol
 
 from torch import nn
 
-from executor.experts import PackedExperts
+from executor.adapters.dispatching import dispatching_layer
+from executor.adapters.huggingface import hugging_face_layer
+from executor.deployment import Recorder
+from executor.exchange import Exchange
+from executor.held import Held
 from executor.layout import LayerLayout
+from executor.measure import PhaseClock
 from executor.moe import MoE
 from planner import Plan
 from topologies import BadInput
 
 
-def find_moe_layers(model: nn.Module) -> dict[str, MoE]:
-    """Return the MoE layers of a model by their names, in the order of its modules."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, MoE)}
+class MoELayer(Protocol):
+    """What the executor asks of a MoE layer.
+
+    Attributes:
+        exchange: brings tokens to their experts and back; without communication until `apply_expert_parallel`.
+        recorder: told of every routing, or None.
+        clock: times the phases, or None.
+
+    """
+
+    exchange: Exchange
+    recorder: Recorder | None
+    clock: PhaseClock | None
+
+    @property
+    def num_experts(self) -> int:
+        """E, logical experts."""
+
+    @property
+    def top_k(self) -> int | None:
+        """K; None where the layer does not say."""
+
+    @property
+    def held(self) -> Held:
+        """The experts of this rank, slot by slot."""
+
+    @property
+    def misfit(self) -> str:
+        """Why the layer cannot be spread over ranks; empty where it can."""
+
+
+def find_moe_layers(model: nn.Module) -> dict[str, MoELayer]:
+    """Return the MoE layers of a model by their names, in the order of its modules; nothing is changed."""
+    found = ((name, _layer_of(module)) for name, module in model.named_modules())
+    return {name: layer for name, layer in found if layer is not None}
+
+
+def _layer_of(module: nn.Module) -> MoELayer | None:
+    if isinstance(module, MoE):
+        return module
+    return dispatching_layer(module) or hugging_face_layer(module)
+
+
+def check_all_found(model: nn.Module, layers: Sequence[str]) -> None:
+    """Raise BadInput where there is no MoE layer, or where a module has `experts` that are not of a known form."""
+    for name, module in model.named_modules():
+        experts = getattr(module, "experts", None)
+        if not isinstance(experts, nn.Module) or not any(True for _ in experts.parameters()):
+            continue
+        if not any(name == layer or name.startswith(f"{layer}.") for layer in layers):
+            raise BadInput(
+                f"{name}: its experts ({type(experts).__name__}) are of no form that can be spread over ranks: see"
+                " executor/adapters"
+            )
+    if not layers:
+        raise BadInput("the model has no MoE layer: no module with experts")
 
 
 def layer_numbers(names: Sequence[str], plan: Plan) -> list[int]:
@@ -42,26 +98,25 @@ def layer_numbers(names: Sequence[str], plan: Plan) -> list[int]:
     )
 
 
-def check_layer(name: str, moe: MoE, layout: LayerLayout, plan: Plan | None) -> None:
+def check_layer(name: str, layer: MoELayer, layout: LayerLayout, plan: Plan | None) -> None:
     """Refuse a layer that the layout or the plan does not fit, before anything of it is changed; raises BadInput."""
-    experts = moe.experts
-    if layout.num_experts != moe.router.config.num_experts:
-        raise BadInput(f"{name}: {moe.router.config.num_experts} experts, the plan has {layout.num_experts}")
-    if experts.num_slots != layout.num_experts:
+    if layer.misfit:
+        raise BadInput(f"{name}: {layer.misfit}")
+    held = layer.held
+    if layout.num_experts != layer.num_experts:
+        raise BadInput(f"{name}: {layer.num_experts} experts, the plan has {layout.num_experts}")
+    if held.num_slots != layout.num_experts:
         raise BadInput(
-            f"{name}: holds {experts.num_slots} of {layout.num_experts} experts; expert parallelism is applied once, "
+            f"{name}: holds {held.num_slots} of {layout.num_experts} experts; expert parallelism is applied once, "
             "to a layer with all of them"
         )
-    sharded = [param for param, value in experts.named_parameters() if hasattr(value, "device_mesh")]
-    if sharded:
-        raise BadInput(f"{name}: {sharded[0]} is sharded already; apply expert parallelism before FSDP2")
+    if any(hasattr(param, "device_mesh") for param in held.parameters()):
+        raise BadInput(f"{name}: its experts are sharded already; apply expert parallelism before FSDP2")
     if plan is None:
         return
-    found = {"top_k": moe.router.config.top_k}
-    if isinstance(experts, PackedExperts):
-        found |= {"hidden": experts.down.shape[1], "intermediate": experts.down.shape[2]}
+    found = {"top_k": layer.top_k, "hidden": held.hidden, "intermediate": held.intermediate}
     for what, value in found.items():
-        if value != getattr(plan.model, what):
+        if value is not None and value != getattr(plan.model, what):
             raise BadInput(
                 f"{name}: {what} is {value}, the plan is for {plan.model.name} with {getattr(plan.model, what)}"
             )

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from executor.conformance import check_deployed, odd_ones
 from executor.exchange import make_exchange
+from executor.held import Held
 from executor.layout import LayerLayout, contiguous_layout, plan_layouts
-from executor.moe import MoE
-from executor.moe_layers import check_layer, find_moe_layers, layer_numbers
+from executor.moe_layers import MoELayer, check_all_found, check_layer, find_moe_layers, layer_numbers
 from executor.transport import CallGuard, Transport
 from planner import Plan
 from topologies import BadInput, EpplanError
@@ -40,7 +40,8 @@ def apply_expert_parallel(
     with one of size 1, nothing is done.
 
     Args:
-        model: holds `executor.moe.MoE` layers.
+        model: holds MoE layers of any kind that `find_moe_layers` knows: ours, those of Hugging Face transformers, or
+            modules that call `ep_dispatch_and_compute` themselves.
         device_mesh: a `DeviceMesh` with a dimension named `ep`, or None.
         plan: rank r of the dimension takes the slots of rank r of the plan. None deals experts out contiguously.
         exchange: `pairwise`, `dedup` or `two-level`; the plan's own by default (`pairwise` without a plan).
@@ -58,13 +59,13 @@ def apply_expert_parallel(
         return model
     transport = Transport(group, guard, None if plan is None else plan.domain_of_rank.tolist())
     layers = find_moe_layers(model)
-    layouts = _agreed_layouts(layers, transport, plan)
+    layouts = _agreed_layouts(model, layers, transport, plan)
     name = exchange or (plan.exchange if plan is not None else "pairwise")
-    for moe, layout in zip(layers.values(), layouts, strict=True):
-        moe.experts.select(layout.my_experts)
-        moe.exchange = make_exchange(name, layout, transport)
+    for layer, layout in zip(layers.values(), layouts, strict=True):
+        layer.held.select(layout.my_experts)
+        layer.exchange = make_exchange(name, layout, transport)
         if batch == "same":
-            _average_gradients(moe.experts, transport.size)
+            _average_gradients(layer.held, transport.size)
     check_deployed(layers)
     return model
 
@@ -78,10 +79,13 @@ def _ep_group(device_mesh: Any) -> dist.ProcessGroup | None:
     return group if ep.size() > 1 else None
 
 
-def _agreed_layouts(layers: dict[str, MoE], transport: Transport, plan: Plan | None) -> list[LayerLayout]:
+def _agreed_layouts(
+    model: nn.Module, layers: dict[str, MoELayer], transport: Transport, plan: Plan | None
+) -> list[LayerLayout]:
     """Return this rank's layouts, once all ranks have found that theirs fit and are the same; raises on all or none."""
     problem, layouts = "", []
     try:
+        check_all_found(model, list(layers))
         layouts = _fitting_layouts(layers, transport, plan)
     except EpplanError as error:
         problem = str(error)
@@ -98,13 +102,11 @@ def _agreed_layouts(layers: dict[str, MoE], transport: Transport, plan: Plan | N
     return layouts
 
 
-def _fitting_layouts(layers: dict[str, MoE], transport: Transport, plan: Plan | None) -> list[LayerLayout]:
-    if not layers:
-        raise BadInput("the model has no MoE layer (executor.moe.MoE)")
+def _fitting_layouts(layers: dict[str, MoELayer], transport: Transport, plan: Plan | None) -> list[LayerLayout]:
     if plan is None:
         layouts = [
-            contiguous_layout(moe.router.config.num_experts, transport.size, transport.rank, layer)
-            for layer, moe in enumerate(layers.values())
+            contiguous_layout(layer.num_experts, transport.size, transport.rank, number)
+            for number, layer in enumerate(layers.values())
         ]
     else:
         if plan.num_ranks != transport.size:
@@ -113,8 +115,8 @@ def _fitting_layouts(layers: dict[str, MoE], transport: Transport, plan: Plan | 
             )
         of_layer = plan_layouts(plan, transport.rank)
         layouts = [of_layer[number] for number in layer_numbers(list(layers), plan)]
-    for (name, moe), layout in zip(layers.items(), layouts, strict=True):
-        check_layer(name, moe, layout, plan)
+    for (name, layer), layout in zip(layers.items(), layouts, strict=True):
+        check_layer(name, layer, layout, plan)
     return layouts
 
 
@@ -136,7 +138,7 @@ def _check_hosts(plan: Plan, host_of_rank: Sequence[str]) -> None:
         raise BadInput(f"the job runs on {len(set(host_of_rank))} hosts, the plan is for {len(set(planned))}")
 
 
-def _average_gradients(experts: nn.Module, size: int) -> None:
+def _average_gradients(experts: Held, size: int) -> None:
     """Divide the gradients of experts by the number of ranks, each of which has sent the same tokens."""
 
     def divide(grad: Tensor) -> Tensor:

@@ -19,10 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from executor.conformance import NotConforming, odd_ones
-from executor.experts import PackedExperts
+from executor.held import Held
 from executor.layout import LayerLayout
-from executor.moe import MoE
-from executor.moe_layers import find_moe_layers
+from executor.moe_layers import MoELayer, find_moe_layers
 from executor.transport import Transport
 
 
@@ -64,10 +63,10 @@ def sum_replica_gradients(model: nn.Module) -> None:
     Before gradients are clipped (`clip_grad_norm_`) and before the optimizer steps. With gradient accumulation once,
     after the last micro-batch. bf16 and fp16 gradients are summed in fp32.
     """
-    for moe in find_moe_layers(model).values():
-        layout, transport = moe.exchange.layout, moe.exchange.transport
+    for layer in find_moe_layers(model).values():
+        layout, transport = layer.exchange.layout, layer.exchange.transport
         if layout.num_slots > layout.num_experts:
-            _sum_layer(_gradients(moe), _Copies.of(layout), transport)
+            _sum_layer(_gradients(layer), _Copies.of(layout), transport)
 
 
 def _sum_layer(grads: list[list[Tensor]], copies: _Copies, transport: Transport) -> None:
@@ -114,15 +113,16 @@ def _write(parts: list[Tensor], value: Tensor) -> None:
         part.copy_(chunk.view_as(part))
 
 
-def _gradients(moe: MoE) -> list[list[Tensor]]:
+def _gradients(layer: MoELayer) -> list[list[Tensor]]:
     """Return, slot by slot, views of the gradients of the experts; zeros where backward has left none."""
-    for param in moe.experts.parameters():
+    held = layer.held
+    for param in held.parameters():
         if param.requires_grad and param.grad is None:
             param.grad = torch.zeros_like(param)
-    if isinstance(moe.experts, PackedExperts):
-        grads = [param.grad for param in moe.experts.parameters() if param.grad is not None]
-        return [[grad[slot] for grad in grads] for slot in range(moe.experts.num_slots)]
-    return [[param.grad for param in one.parameters() if param.grad is not None] for one in moe.experts.experts]
+    return [
+        [part.of(part.param.grad) for part in held.parts(slot).values() if part.param.grad is not None]
+        for slot in range(held.num_slots)
+    ]
 
 
 @torch.no_grad()
@@ -134,11 +134,11 @@ def clip_grad_norm_(model: nn.Module, max_norm: float) -> Tensor:
     data parallelism has reduced them).
     """
     layers = find_moe_layers(model).values()
-    of_experts = {id(param) for moe in layers for param in moe.experts.parameters()}
+    of_experts = {id(param) for layer in layers for param in layer.held.parameters()}
     grads = [param.grad for param in model.parameters() if param.grad is not None]
     others = [param.grad for param in model.parameters() if param.grad is not None and id(param) not in of_experts]
-    squares = torch.stack([_squares(_home_gradients(moe)) for moe in layers] or [_squares([])]).sum()
-    for transport in {id(moe.exchange.transport): moe.exchange.transport for moe in layers}.values():
+    squares = torch.stack([_squares(_home_gradients(layer)) for layer in layers] or [_squares([])]).sum()
+    for transport in {id(layer.exchange.transport): layer.exchange.transport for layer in layers}.values():
         if transport.size > 1:
             squares = transport.sum_over_ranks("norm of expert gradients", squares)
             break
@@ -149,11 +149,11 @@ def clip_grad_norm_(model: nn.Module, max_norm: float) -> Tensor:
     return norm
 
 
-def _home_gradients(moe: MoE) -> list[Tensor]:
+def _home_gradients(layer: MoELayer) -> list[Tensor]:
     """Return the gradients of the slots that are the first of their expert."""
-    placement, first = moe.exchange.layout.placement, moe.exchange.layout.first_slot_R[moe.exchange.layout.rank]
+    placement, first = layer.exchange.layout.placement, layer.exchange.layout.first_slot_R[layer.exchange.layout.rank]
     homes = set(np.unique(placement.expert_S, return_index=True)[1].tolist())
-    return [part for slot, parts in enumerate(_gradients(moe)) if first + slot in homes for part in parts]
+    return [part for slot, parts in enumerate(_gradients(layer)) if first + slot in homes for part in parts]
 
 
 def _squares(parts: Iterable[Tensor]) -> Tensor:
@@ -166,10 +166,10 @@ def check_replicas_equal(model: nn.Module) -> None:
 
     Raises NotConforming, on all ranks alike, that names layer, expert and ranks.
     """
-    for name, moe in find_moe_layers(model).items():
-        layout = moe.exchange.layout
-        mine = {expert: _digest(moe, slot) for slot, expert in enumerate(layout.my_experts)}
-        of_rank = moe.exchange.transport.gather("check of replicas", mine)
+    for name, layer in find_moe_layers(model).items():
+        layout = layer.exchange.layout
+        mine = {expert: _digest(layer.held, slot) for slot, expert in enumerate(layout.my_experts)}
+        of_rank = layer.exchange.transport.gather("check of replicas", mine)
         for expert in range(layout.num_experts):
             digests = {rank: theirs[expert] for rank, theirs in enumerate(of_rank) if expert in theirs}
             odd = odd_ones(list(digests.values()))
@@ -180,11 +180,8 @@ def check_replicas_equal(model: nn.Module) -> None:
                 )
 
 
-def _digest(moe: MoE, slot: int) -> str:
+def _digest(held: Held, slot: int) -> str:
     """Return a hash of one expert's weights."""
-    if isinstance(moe.experts, PackedExperts):
-        values = [param[slot] for param in moe.experts.parameters()]
-    else:
-        values = list(moe.experts.experts[slot].parameters())
-    raw = (value.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().tobytes() for value in values)
+    values = (part.of(part.param).detach() for part in held.parts(slot).values())
+    raw = (value.contiguous().cpu().view(-1).view(torch.uint8).numpy().tobytes() for value in values)
     return hashlib.sha256(b"".join(raw)).hexdigest()
