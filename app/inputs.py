@@ -19,7 +19,9 @@ from planner import (
     load_model,
     load_routing,
 )
+from planner.rank_speeds import RankSpeeds
 from topologies import BadInput
+from topologies.without import joined_name, split_without, without
 
 BUNDLED = Path(str(resources.files("planner"))) / "bundled" / "tiny_moe"
 BUNDLED_CLUSTER = "hgx-h100:2"
@@ -35,10 +37,18 @@ class Inputs:
     sources: dict[str, str]
 
 
-def load_inputs(model: str | None, cluster: str | None, routing: str | None) -> Inputs:
+def load_inputs(
+    model: str | None,
+    cluster: str | None,
+    routing: str | None,
+    *,
+    lost: Sequence[str] = (),
+    rank_speeds: RankSpeeds | None = None,
+) -> Inputs:
     """Load what the user named; with nothing named, the bundled model, trace and cluster.
 
-    Raises BadInput where only a part is named, since a bundled part would not belong to the user's.
+    `lost` parts are taken out of the cluster, and the ranks that are left get their speeds. Raises BadInput where only
+    a part is named, since a bundled part would not belong to the user's.
     """
     named = {"--model": model, "--routing": routing}
     missing = [option for option, value in named.items() if value is None]
@@ -49,14 +59,18 @@ def load_inputs(model: str | None, cluster: str | None, routing: str | None) -> 
         cluster = BUNDLED_CLUSTER if cluster is None else cluster
     if cluster is None:
         raise BadInput("--cluster is missing; a name such as hgx-h100:4, or a file (see: epplan topology show --help)")
-    loaded_model, loaded_cluster = load_model(model), load_cluster(cluster)
+    machine = without(load_cluster(cluster), lost)
+    if rank_speeds is not None:
+        machine = rank_speeds.applied(machine)
+    loaded_model = load_model(model)
     loaded_routing = load_routing(routing, loaded_model)
+    base, parts = split_without(cluster)
     sources = {
         "model": _source(model),
-        "cluster": _source(cluster),
+        "cluster": joined_name(_source(base), (*parts, *lost)),
         "routing": f"sha256:{loaded_routing.sha256}",
     }
-    return Inputs(loaded_model, loaded_cluster, loaded_routing, sources)
+    return Inputs(loaded_model, machine, loaded_routing, sources)
 
 
 def workload_of_plan(
@@ -71,7 +85,7 @@ def workload_of_plan(
 
     Raises BadInput where the cluster is not the plan's, or the statistics lack one of the layers.
     """
-    machine = _cluster_of_plan(plan, cluster)
+    machine = cluster_of_plan(plan, cluster)
     statistics = load_routing(_routing_of_plan(plan) if routing is None else routing, plan.model)
     missing = sorted(set(layers) - set(statistics.layers))
     if missing:
@@ -83,9 +97,15 @@ def workload_of_plan(
     return build_workload(plan.model, machine, statistics.select(layers), tokens, plan.workload.seed)
 
 
-def _cluster_of_plan(plan: Plan, cluster: str | None) -> Cluster:
+def cluster_of_plan(plan: Plan, cluster: str | None) -> Cluster:
+    """Load the cluster of a plan, without the parts that it lacks and with the speeds of its ranks.
+
+    It is that of the plan's name in the catalog, or a file; BadInput where it is not the plan's.
+    """
     try:
-        machine = load_cluster(plan.cluster.name if cluster is None else cluster)
+        name = plan.cluster.name if cluster is None else cluster
+        lost = () if split_without(name)[1] else split_without(plan.cluster.name)[1]
+        machine = without(load_cluster(name), lost)
     except BadInput as error:
         if cluster is not None:
             raise
@@ -93,15 +113,19 @@ def _cluster_of_plan(plan: Plan, cluster: str | None) -> Cluster:
             f"the plan's cluster {plan.cluster.name!r} is not in the catalog; name its file with --cluster"
         ) from error
     plan.check_cluster(machine)
-    return machine
+    return machine.with_speeds(entry.speed for entry in plan.cluster.ranks)
+
+
+def knows_its_routing(plan: Plan) -> bool:
+    """Return whether a plan was made on the bundled trace, so that its statistics need not be named."""
+    return plan.provenance.inputs.get("routing") == _source(str(BUNDLED / "skewed.npz"))
 
 
 def _routing_of_plan(plan: Plan) -> str:
     """Return the bundled trace, for a plan that was made on it."""
-    bundled = BUNDLED / "skewed.npz"
-    if plan.provenance.inputs.get("routing") != _source(str(bundled)):
+    if not knows_its_routing(plan):
         raise BadInput("--routing is missing: the plan was not made on the bundled trace; name its statistics")
-    return str(bundled)
+    return str(BUNDLED / "skewed.npz")
 
 
 def _source(name: str) -> str:

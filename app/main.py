@@ -16,17 +16,20 @@ import click
 # verb -> module:command; loaded on use, so that `epplan --help` does not import the solvers
 COMMANDS = {
     "accuracy": "app.commands.accuracy:accuracy",
+    "app": "app.commands.app_:app",
     "calibrate": "app.commands.calibrate:calibrate",
+    "diff": "app.commands.diff:diff",
     "evaluate": "app.commands.evaluate:evaluate",
     "export": "app.commands.export:export",
     "import": "app.commands.import_:import_",
+    "lab": "app.commands.lab:lab",
     "permute": "app.commands.permute:permute",
     "plan": "app.commands.plan:plan",
     "routing": "app.commands.routing:routing",
     "run": "app.commands.run:run",
     "simulate": "app.commands.simulate:simulate",
-    "validate": "app.commands.validate:validate",
     "topology": "app.commands.topology:topology",
+    "validate": "app.commands.validate:validate",
 }
 
 

@@ -57,7 +57,7 @@ def flow_bytes(pattern: Sequence[int], entries: int) -> FloatArray:
 
 
 def slow_links(
-    patterns: Sequence[Sequence[int]], us_PR: FloatArray, entries: int, links: Links, scale: float, start_us: float
+    patterns: Sequence[Sequence[int]], us_PR: FloatArray, entries: int, links: Links, scale: float
 ) -> list[SlowLink]:
     """Return the links that disagree with the graph, the slowest first; of several that only share flows, all.
 
@@ -67,7 +67,6 @@ def slow_links(
         entries: bytes of a flow.
         links: of the graph.
         scale: lab bandwidth over the graph's.
-        start_us: what a transfer of nothing takes.
 
     """
     R = links.cluster.num_ranks
@@ -80,7 +79,7 @@ def slow_links(
             if src == dst or not row.nnz:
                 continue
             crossed, part = row.indices, row.data
-            rate = entries / max(us_R[dst] - start_us, 1e-9)
+            rate = entries / us_R[dst]
             reached_L[crossed] = np.maximum(reached_L[crossed], rate * part / rate_L[crossed])
             tightest = (part / rate_L[crossed]).max()
             narrowest_L[crossed[part / rate_L[crossed] > 0.99 * tightest]] = True

@@ -4,10 +4,13 @@
 
 `efficiency` belongs to a kind of link, `start` and `handling` (packing and summing rows, on cores that ranks may share)
 to an exchange and phase. The hops of a two-level exchange follow one another in the executor, so their times add up
-(the planner's profiles for GPUs let the tiers overlap). The model is linear in start, handling and 1 / efficiency: one
-non-negative least-squares fit over all probes.
+(the planner's profiles for GPUs let the tiers overlap).
 
-Shapes: R ranks, L directed links, X probes, J terms.
+The fit has two steps, because in a uniform exchange the bytes of a link and those of all ranks grow alike. One-to-one
+flows give the efficiency of each kind of link: the slope of time over nominal time, whatever a transfer costs besides.
+Uniform exchanges then give start and handling.
+
+Shapes: R ranks, L directed links, X probes.
 """
 
 from __future__ import annotations
@@ -16,9 +19,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import nnls
 
 from executor.validation.link_loads import Links
-from planner.calibrate.regimes import robust_nnls
 from planner.placement import FloatArray
 from topologies import BadInput
 
@@ -85,33 +88,45 @@ def nominal_us_L(links: Links, bytes_RR: FloatArray, scale: float) -> FloatArray
     return us_L
 
 
-def fit_links(measured: Sequence[tuple[PhaseLoad, float]], links: Links, scale: float) -> LinkModel:
+def fit_links(
+    flows: Sequence[tuple[PhaseLoad, float]], exchanges: Sequence[tuple[PhaseLoad, float]], links: Links, scale: float
+) -> LinkModel:
     """Fit a model to probes: loads, and the microseconds that they took.
 
-    Which link sets the pace of a hop is taken from the graph's rates, so the fit is linear.
+    Args:
+        flows: one-to-one, several sizes of every pattern.
+        exchanges: uniform, several sizes of every family.
+        links: of the graph.
+        scale: lab bandwidth over the graph's.
+
     """
-    families = sorted({load.family for load, _ in measured})
-    paces = [_pace(load, links, scale) for load, _ in measured]
-    kinds = sorted({kind for pace in paces for kind in pace})
-    terms = [*(("start", family) for family in families), *(("bytes", family) for family in families), *kinds]
-    matrix_XJ = np.zeros((len(measured), len(terms)))
-    for x, ((load, _), pace) in enumerate(zip(measured, paces, strict=True)):
-        matrix_XJ[x, terms.index(("start", load.family))] = 1.0
-        if load.family[0] != "one-to-one":  # nothing is packed there
-            matrix_XJ[x, terms.index(("bytes", load.family))] = load.moved_bytes
-        for kind, us in pace.items():
-            matrix_XJ[x, terms.index(kind)] += us
-    us_X = np.array([us for _, us in measured])
-    value_J, _ = robust_nnls(matrix_XJ, us_X)
-    error_X = np.abs(matrix_XJ @ value_J / us_X - 1.0)
-    found = dict(zip(terms, value_J.tolist(), strict=True))
-    return LinkModel(
-        scale=scale,
-        efficiency={kind: 1.0 / found[kind] for kind in kinds if found[kind] > 0},
-        start_us={family: found["start", family] for family in families},
-        handling_us_per_byte={family: found["bytes", family] for family in families},
-        error=(float(np.median(error_X)), float(error_X.max())),
-    )
+    efficiency = _efficiencies(flows, links, scale)
+    start_us, handling, errors = {}, {}, []
+    for family in sorted({load.family for load, _ in exchanges}):
+        mine = [(load, us) for load, us in exchanges if load.family == family]
+        us_X, moved_X = np.array([us for _, us in mine]), np.array([load.moved_bytes for load, _ in mine])
+        paces = [_pace(load, links, scale) for load, _ in mine]
+        wire_X = np.array([sum(us / efficiency.get(kind, 1.0) for kind, us in pace.items()) for pace in paces])
+        terms_X2 = np.stack([np.ones(len(mine)), moved_X], axis=1) / us_X[:, None]
+        (start, per_byte), _ = nnls(terms_X2, np.maximum(us_X - wire_X, 0.0) / us_X)
+        start_us[family], handling[family] = float(start), float(per_byte)
+        errors += np.abs((wire_X + start + per_byte * moved_X) / us_X - 1.0).tolist()
+    return LinkModel(scale, efficiency, start_us, handling, (float(np.median(errors)), max(errors)))
+
+
+def _efficiencies(flows: Sequence[tuple[PhaseLoad, float]], links: Links, scale: float) -> dict[str, float]:
+    """Return the part of its rate that each kind of link reaches where it sets the pace of a flow."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for load, us in flows:
+        for kind, nominal_us in _pace(load, links, scale).items():
+            points.setdefault(kind, []).append((nominal_us, us))
+    found = {}
+    for kind, pairs in points.items():
+        nominal_X, us_X = np.array(pairs).T
+        if len(set(nominal_X)) > 1:
+            slope = float(np.polyfit(nominal_X, us_X, 1, w=1.0 / us_X)[0])
+            found[kind] = 1.0 / slope if slope > 0 else 1.0
+    return found
 
 
 def _pace(load: PhaseLoad, links: Links, scale: float) -> dict[str, float]:

@@ -135,6 +135,12 @@ def time_flows(
     return times
 
 
+def wait_together(_rank: int, _size: int, times: int) -> None:
+    """Wait for all ranks some times: what a trial does besides its exchanges."""
+    for _ in range(times):
+        _together()
+
+
 def _done(device: torch.device) -> float:
     """Wait for what this rank has asked of its device; return the moment."""
     if device.type == "cuda":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import pairwise
@@ -17,10 +17,10 @@ import numpy as np
 
 from executor.loads import loads_of
 from executor.validation.flows import flow_bytes, flow_patterns, slow_links
-from executor.validation.link_loads import PHASES, Links, phase_bytes
+from executor.validation.link_loads import MESSAGE_BYTES, PHASES, Links, phase_bytes, phase_messages
 from executor.validation.link_model import LinkModel, PhaseLoad, fit_links
 from executor.validation.report import Calibration, Case, Disagreement, LinkBytes, Phase, ValidationReport
-from executor.validation.timing import Setting, Trial, TrialTimes, time_flows, time_trials
+from executor.validation.timing import Setting, Trial, TrialTimes, time_flows, time_trials, wait_together
 from planner import Placement, Workload
 from planner.cost import step_cost
 from planner.exact_rows import HOPS, exact_traffic
@@ -28,7 +28,8 @@ from planner.placement import FloatArray, IntArray
 from planner.timing import Exchange, TimingProfile
 
 PROBE_PARTS = (0.25, 0.5, 1.0, 1.5)  # tokens of a uniform probe, as parts of the step's
-FLOW_PARTS = (0.02, 0.25, 1.0)  # bytes of a one-to-one probe, as parts of what the step sends from a rank
+FLOW_PARTS = (0.5, 1.0, 2.0)  # bytes of a one-to-one probe, as parts of a rank's tokens
+LEAST_FLOW_BYTES = 256 * 1024  # a shaped wire lets its burst through at once, which small flows would be made of
 SEED = 20_27
 
 
@@ -98,11 +99,11 @@ class Validation:
         """Probe, fit, predict and measure; `say` is told what is going on."""
         exchanges = sorted({candidate.exchange for candidate in candidates})
         say(f"probing: one-to-one flows, uniform {', '.join(exchanges)}")
-        measured, slow = self._flows()
-        measured += self._uniform(exchanges)
-        model = fit_links(measured, self.links, self.scale)
+        flows, slow = self._flows()
+        uniform = self._uniform(exchanges)
+        model = fit_links(flows, uniform, self.links, self.scale)
         calibration = Calibration(
-            probes=len(measured),
+            probes=len(flows) + len(uniform),
             median_error=model.error[0],
             largest_error=model.error[1],
             efficiency=dict(model.efficiency),
@@ -120,7 +121,7 @@ class Validation:
         domain_R, rail_R = np.array(self.setting.domain_R), np.array(self.setting.rail_R)
         patterns = flow_patterns(domain_R, rail_R)
         step_bytes = max(len(ids) for ids in next(iter(self.ids.values()))) * self.setting.row_bytes
-        sizes = [max(int(part * step_bytes), 1) for part in FLOW_PARTS]
+        sizes = [int(part * max(step_bytes, 2 * LEAST_FLOW_BYTES)) for part in FLOW_PARTS]
         measured, us_of = [], {}
         for entries in sizes:
             of_rank = self.ranks.run(
@@ -138,8 +139,7 @@ class Validation:
                 (PhaseLoad(("one-to-one", "dispatch"), (flow_bytes(pattern, entries),)), float(np.nanmedian(us_R)))
                 for pattern, us_R in zip(patterns, us_PR, strict=True)
             ]
-        start_us = float(np.nanmin(us_of[sizes[0]]))
-        slow = slow_links(patterns, us_of[sizes[-1]], sizes[-1], self.links, self.scale, start_us)
+        slow = slow_links(patterns, us_of[sizes[-1]], sizes[-1], self.links, self.scale)
         return measured, [Disagreement(link=one.link, reached=one.reached, usual=one.usual) for one in slow]
 
     def _uniform(self, exchanges: Sequence[Exchange]) -> list[tuple[PhaseLoad, float]]:
@@ -186,15 +186,25 @@ class Validation:
         return us_R / self.scale
 
     def _counted(self, trial: Trial) -> FloatArray | None:
-        """Run a trial alone and return the bytes [L] of one step that the kernel counted; None without counters."""
+        """Run a trial alone and return the bytes [L] of one step that the kernel counted; None without counters.
+
+        What it takes to set the ranks up, and to wait for one another between phases, is counted apart and taken off.
+        """
         if self.counters is None:
             return None
+        steps = 3
+        quiet = replace(self.setting, repeats=steps, warmup=0)
+        no_wait = replace(trial, compute_us_R=[0.0] * self.workload.num_ranks)
+        counts = [self._bytes_of(time_trials, [no_wait], quiet), self._bytes_of(wait_together, 3 * steps)]
+        return (counts[0] - counts[1]) / steps
+
+    def _bytes_of(self, target: Callable[..., Any], *args: Any) -> FloatArray:
+        """Return the bytes [L] that links carry while a function runs on all ranks."""
+        assert self.counters is not None
         num_links = self.links.cluster.num_links
-        quiet = Setting(**{**self.setting.__dict__, "repeats": 2, "warmup": 0})
-        no_wait = Trial(trial.placement, trial.ids_RTK, trial.exchange, [0.0] * self.workload.num_ranks)
         before = self.counters.link_bytes(num_links)
-        self.ranks.run(time_trials, [no_wait], quiet, timeout_s=self.timeout_s)
-        return (self.counters.link_bytes(num_links) - before) / quiet.repeats
+        self.ranks.run(target, *args, timeout_s=self.timeout_s)
+        return self.counters.link_bytes(num_links) - before
 
     def _case(
         self,
@@ -240,13 +250,17 @@ class Validation:
         """Lay predicted bytes, with their headers, beside counted ones."""
         from executor.lab import wire_bytes  # noqa: PLC0415 - only a lab counts, and it needs pyroute2
 
-        sent_L = np.zeros(len(counted_L))
-        answered_L = np.zeros(len(counted_L))
+        sent_RR = np.zeros((self.workload.num_ranks,) * 2)
+        messages_RR = np.zeros_like(sent_RR)
+        traffic = list(self._traffic(trial.placement, trial.ids_RTK, trial.exchange).values())
         for phase in PHASES:
-            for bytes_RR in self.load(trial.placement, trial.ids_RTK, trial.exchange, phase).hops:
-                sent_L += self.links.bytes_L(bytes_RR)
-                answered_L += self.links.bytes_L(bytes_RR.T)
-        predicted_L = wire_bytes(sent_L, answered_L)
+            count_RR, sizes_RR = phase_messages(traffic, phase, len(trial.placement.rank_S))
+            sent_RR += sum(phase_bytes(traffic, self.setting.row_bytes, phase)) + sizes_RR
+            messages_RR += count_RR
+        sent_L, back_L = self.links.bytes_L(sent_RR), self.links.bytes_L(sent_RR.T)
+        there, back = MESSAGE_BYTES
+        around_L = there * self.links.bytes_L(messages_RR) + back * self.links.bytes_L(messages_RR.T)
+        predicted_L = wire_bytes(sent_L, back_L) + around_L
         return [
             LinkBytes(
                 link=self.links.names[i], predicted_bytes=float(predicted_L[i]), counted_bytes=float(counted_L[i])
