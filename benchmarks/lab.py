@@ -1,6 +1,6 @@
 """Predicted versus measured in the lab: three clusters, real routing, three exchanges, four plans.
 
-    sudo python benchmarks/lab.py [--cluster 0 --trace bundled] [-o results.json]      prints Markdown tables
+    sudo python -m benchmarks.lab [--cluster 0 --trace bundled] [-o results.json]      prints Markdown tables
 
 Needs root. The NICs run at `--nic-mbit`, everything else in the proportions of the graph; the experts are left out
 (`epplan validate --lab` emulates them), so a layer is dispatch + combine.
