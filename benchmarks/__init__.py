@@ -1,1 +1,1 @@
-"""Scripts that measure, and print tables for the docs: run them from the repository root as `python -m benchmarks.NAME`."""
+"""Scripts that measure and print tables for the docs: `python -m benchmarks.NAME` in the root of the repository."""

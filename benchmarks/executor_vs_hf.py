@@ -191,9 +191,8 @@ def main() -> None:
         for hidden, inner in ((128, 64), (512, 256))
         for name in ("pairwise", "dedup")
     ]
-    print(
-        "| routing | ranks | layer (T, E, k, H, I) | our exchange | theirs ms | ours ms | ours / theirs | rows sent theirs, ours (all ranks) | error |"
-    )
+    columns = ("routing", "ranks", "layer (T, E, k, H, I)", "our exchange", "theirs ms", "ours ms", "ours / theirs")
+    print("|", " | ".join((*columns, "rows sent: theirs, ours (all ranks)", "error")), "|")
     print("|---|---|---|---|---|---|---|---|---|")
     for job in jobs:
         with RankPool(job.ranks) as pool:

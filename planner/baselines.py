@@ -19,9 +19,9 @@ BASELINES = ("linear", "round-robin", "eplb", "eplb-global")
 def baseline(name: str, workload: Workload, slots_R: IntArray) -> list[Placement]:
     """Place every layer of a workload by a baseline's rule.
 
-    `linear` and `round-robin` use one slot per expert; both EPLBs fill every slot. Slots must be even over ranks for
-    the EPLBs (they know nothing else). Raises BadInput on an unknown name, Infeasible where the rule cannot fill
-    these slots.
+    `linear` and `round-robin` use one slot per expert; both EPLBs fill every slot. The EPLBs know one number of slots
+    for all ranks: where slots differ, the smallest. Raises BadInput on an unknown name, Infeasible where the rule
+    cannot fill these slots.
     """
     R, E = workload.num_ranks, workload.num_experts
     if name == "linear":
@@ -41,9 +41,10 @@ def baseline(name: str, workload: Workload, slots_R: IntArray) -> list[Placement
 
 def _eplb_map(name: str, workload: Workload, slots_R: IntArray) -> tuple[IntArray, IntArray]:
     slots = int(slots_R.min())
-    if (slots_R != slots).any():
+    if slots * len(slots_R) < workload.num_experts:
         raise Infeasible(
-            f"baseline {name}: needs the same number of slots on every rank, has {slots} to {slots_R.max()}"
+            f"baseline {name}: needs the same number of slots on every rank; {slots} * {len(slots_R)} ranks = "
+            f"{slots * len(slots_R)} < experts ({workload.num_experts}), the smallest of {slots} to {slots_R.max()}"
         )
     num_hosts = workload.cluster.num_hosts
     groups = workload.model.groups if name == "eplb" else 1

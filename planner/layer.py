@@ -14,6 +14,7 @@ import scipy.sparse as sp
 
 from planner.cost import Phase, StepCost, is_slack
 from planner.placement import FloatArray, IntArray, Placement
+from planner.survive import Backups
 from planner.wire import DistinctRows, TokenSample, pair_rows_CR
 from planner.workload import Workload
 
@@ -30,6 +31,7 @@ class LayerProblem:
         domain_R: domain of each rank.
         slots_R: slots that each rank may use.
         tokens: sampled tokens, where the exchange counts distinct targets.
+        backups: experts that have to survive the loss of a host; None where none has to.
 
     """
 
@@ -41,6 +43,7 @@ class LayerProblem:
     domain_R: IntArray
     slots_R: IntArray
     tokens: TokenSample | None
+    backups: Backups | None = None
 
     @property
     def num_experts(self) -> int:
@@ -108,6 +111,7 @@ class LayerProblem:
             compute_us_R=compute_us_R,
             combine_us_N=phase_us(self.cost.combine, rows),
             counted=counted,
+            penalty_us=0.0 if self.backups is None else self.backups.penalty_us(placement),
         )
 
     def _rows_of_legs(
@@ -144,6 +148,7 @@ class LayerCost:
         dispatch_us_N, combine_us_N: microseconds on each link, without start-up (see `evaluate` for slack links).
         compute_us_R: microseconds on each rank, without launch.
         counted: the rows by distinct target behind it, for each target that was counted so.
+        penalty_us: what is added for experts that would not survive the loss of a host, where they have to.
 
     """
 
@@ -153,6 +158,7 @@ class LayerCost:
     compute_us_R: FloatArray
     combine_us_N: FloatArray
     counted: Mapping[str, DistinctRows]
+    penalty_us: float = 0.0
 
     @property
     def imbalance(self) -> float:
@@ -177,7 +183,7 @@ class LayerCost:
     @property
     def layer_us(self) -> float:
         """Dispatch, compute and combine: in turn, or overlapped as the price list says."""
-        return self.cost.layer_us(self.dispatch_us, self.compute_us, self.combine_us)
+        return self.penalty_us + self.cost.layer_us(self.dispatch_us, self.compute_us, self.combine_us)
 
     @property
     def bottleneck(self) -> str:

@@ -41,13 +41,17 @@ class _Strict(BaseModel):
 
 
 class PlanRank(_Strict):
-    """Where a rank sits; `rail` is -1 without a NIC, and taken as the GPU's number where a plan names none."""
+    """Where a rank sits, and its speed as a part of what its GPU's figures say.
+
+    `rail` is -1 without a NIC, and taken as the GPU's number where a plan names none.
+    """
 
     rank: Count
     host: Count
     gpu: Count
     domain: Count
     rail: int | None = Field(default=None, ge=-1)
+    speed: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
 
 class PlanCluster(_Strict):
@@ -287,7 +291,10 @@ def plan_layer(layer: int, placement: Placement) -> PlanLayer:
 
 def plan_cluster(cluster: Cluster) -> PlanCluster:
     """Return what plan.json says of a cluster."""
-    ranks = (PlanRank(rank=r.rank, host=r.host, gpu=r.gpu, domain=r.domain, rail=r.rail) for r in cluster.ranks)
+    ranks = (
+        PlanRank(rank=r.rank, host=r.host, gpu=r.gpu, domain=r.domain, rail=r.rail, speed=r.speed)
+        for r in cluster.ranks
+    )
     return PlanCluster(name=cluster.name, ranks=tuple(ranks))
 
 

@@ -163,15 +163,15 @@ def expert_prices(workload: Workload, profile: TimingProfile, share: float = 1.0
     mean_rows = float(share * workload.load_LE.sum() / max(active.sum(), 1e-9))
     model = _expert_model(profile, workload)
     slot_us, row_us = [], []
-    for gpu in workload.cluster.gpus:
+    for gpu, rank in zip(workload.cluster.gpus, workload.cluster.ranks, strict=True):
         weight_us, one_row_us = rated_us(workload, gpu)
         slot, row = (
             _straightened(model, workload, mean_rows, weight_us, one_row_us)
             if model is not None
             else _vendor_line(profile, weight_us, one_row_us)
         )
-        slot_us.append(slot)
-        row_us.append(row)
+        slot_us.append(slot / rank.speed)
+        row_us.append(row / rank.speed)
     label: Provenance
     if model is None:
         launch_us, reasons = profile.compute.launch_us, []
@@ -237,8 +237,9 @@ def shared_expert_us(workload: Workload, profile: TimingProfile) -> float:
     model, constants = workload.model, profile.compute
     part = model.shared_intermediate / model.intermediate
     times = []
-    for gpu in workload.cluster.gpus:
+    for gpu, rank in zip(workload.cluster.gpus, workload.cluster.ranks, strict=True):
         weight_us, row_us = rated_us(workload, gpu)
         read_us = part * weight_us / constants.hbm_efficiency
-        times.append(max(read_us, part * row_us * workload.tokens_per_rank / constants.flop_efficiency))
+        full_us = part * row_us * workload.tokens_per_rank / constants.flop_efficiency
+        times.append(max(read_us, full_us) / rank.speed)
     return min(times)

@@ -47,9 +47,7 @@ FIT_SETS = 256
 FIT_ROUNDS = 12
 
 
-def sample_tokens(
-    p_LE: Floats, top_k: int, groups: int, top_groups: int, tokens: int, seed: int
-) -> NDArray[np.uint16]:
+def sample_tokens(p_LE: Floats, top_k: int, groups: int, top_groups: int, tokens: int, seed: int) -> NDArray[np.uint16]:
     """Sample the experts of tokens so that every expert gets its part of the visits.
 
     Args:

@@ -111,10 +111,11 @@ class Workload:
             return np.stack(list(draws))
 
     def sampler(self, row: int) -> TokenSampler:
-        """Return what draws tokens of row `row` (0..L-1), for statistics without a trace."""
-        alike = self.routing.counts.shape[1] == 1
-        rates_XE = self.rows_LCE[row, :1] if alike else self.rows_LCE[row]
-        return TokenSampler(rates_XE, row, self.model.top_k, self.model.groups, self.model.top_groups)
+        """Return what draws tokens of row `row` (0..L-1), for statistics without a trace.
+
+        From the counts themselves: scaled to a step they would round otherwise, and draw other tokens.
+        """
+        return TokenSampler(self.routing.counts[row], row, self.model.top_k, self.model.groups, self.model.top_groups)
 
     @cached_property
     def _kept_tokens(self) -> IntArray:
@@ -128,7 +129,7 @@ class TokenSampler:
     """Draws tokens of one layer from its marginals.
 
     Attributes:
-        rates_XE: rows of each source class to each expert; a single row where all classes send alike.
+        rates_XE: counts of each source class for each expert; a single row where all classes send alike.
         row: of the layer, so that layers draw differently under one seed.
         top_k, groups, top_groups: of the router.
 

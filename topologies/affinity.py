@@ -26,12 +26,14 @@ class Rail:
     """The NICs that one GPU, or several that share, send on. Shared by index with the other hosts of a rail fabric.
 
     Attributes:
-        nics: positions in `HostPaths.nics`, which stripe the traffic.
+        nics: positions in `HostPaths.nics`, which stripe the traffic; those that are lost are left out.
         owners: positions in `HostPaths.gpus` of the GPUs that reach these NICs themselves.
+        cabled: all NICs that take up a port of the rail's leaf, lost ones too.
     """
 
     nics: tuple[int, ...]
     owners: tuple[int, ...]
+    cabled: tuple[int, ...]
 
 
 class HostPaths:
@@ -200,12 +202,29 @@ class HostPaths:
 
     @cached_property
     def rails(self) -> tuple[Rail, ...]:
-        """The rails of the host, in the order of their first NIC."""
+        """The rails of the host, in the order of their first NIC; a rail whose NICs are all lost has no owner."""
         owners: dict[tuple[int, ...], list[int]] = {}
         for gpu, nics in enumerate(self._dealt):
             if nics:
                 owners.setdefault(nics, []).append(gpu)
-        return tuple(Rail(nics, tuple(owners[nics])) for nics in sorted(owners))
+        cabled = sorted(owners)
+        live = [tuple(nic for nic in nics if not self.host.nodes[self.nics[nic]].lost) for nics in cabled]
+        owned = [owners[nics] if left else [] for nics, left in zip(cabled, live, strict=True)]
+        orphans = [gpu for nics, left in zip(cabled, live, strict=True) if not left for gpu in owners[nics]]
+        for gpu in orphans:
+            self._find_another(gpu, live, owned)
+        return tuple(Rail(left, tuple(gpus), nics) for left, gpus, nics in zip(live, owned, cabled, strict=True))
+
+    def _find_another(self, gpu: int, live: list[tuple[int, ...]], owned: list[list[int]]) -> None:
+        """Let a GPU whose NICs are lost share the nearest rail, the least crowded first, if no neighbour can help."""
+        helpers = [peer for gpus in owned for peer in gpus]
+        if any(self.scale_up_path(gpu, peer) is not None for peer in helpers):
+            return
+        nothing = PATH_TYPES.index("NONE")
+        kinds = [min((PATH_TYPES.index(self.affinity[gpu][nic]) for nic in nics), default=nothing) for nics in live]
+        reached = [rail for rail in range(len(live)) if kinds[rail] != nothing]
+        if reached:
+            owned[min(reached, key=lambda rail: (kinds[rail], len(owned[rail]) / len(live[rail]), rail))].append(gpu)
 
     @cached_property
     def rail_of_gpu(self) -> tuple[int, ...]:

@@ -51,15 +51,15 @@ def plan_fabric(spec: ClusterSpec, hosts: Sequence[HostPaths]) -> Fabrication:
         return Fabrication((), ((),), (tuple(-1 for _ in hosts[0].rails),))
     _check_speeds(spec, hosts)
     leaves = _LeafFiller(spec)
-    leaf_of_rail = tuple(leaves.place([len(rail.nics) for rail in paths.rails]) for paths in hosts)
+    leaf_of_rail = tuple(leaves.place([len(rail.cabled) for rail in paths.rails]) for paths in hosts)
     attached = tuple(
         tuple((nic, leaf) for rail, leaf in zip(paths.rails, row, strict=True) for nic in rail.nics)
         for paths, row in zip(hosts, leaf_of_rail, strict=True)
     )
     below = [0.0] * len(leaves.names)
-    for paths, cables in zip(hosts, attached, strict=True):
-        for nic, leaf in cables:
-            below[leaf] += paths.host.nodes[paths.nics[nic]].gbps or 0.0
+    for paths, row in zip(hosts, leaf_of_rail, strict=True):
+        for rail, leaf in zip(paths.rails, row, strict=True):
+            below[leaf] += sum(paths.host.nodes[paths.nics[nic]].gbps or 0.0 for nic in rail.cabled)
     has_spine = spec.fabric.kind in WITH_SPINE
     uplinks = [gbps / spec.fabric.oversubscription if has_spine else 0.0 for gbps in below]
     return Fabrication(tuple(map(Leaf, leaves.names, uplinks)), attached, leaf_of_rail)

@@ -49,6 +49,7 @@ class Rank:
         domain: its scale-up domain.
         rail: the index of the NICs it uses among those of its host; -1 without any.
         node: name of its GPU in the graph.
+        speed: its computing speed, as a part of what its GPU's figures say.
     """
 
     rank: int
@@ -57,6 +58,7 @@ class Rank:
     domain: int
     rail: int
     node: str
+    speed: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +210,11 @@ class Cluster:
                 link.source, link.target, kind=link.kind, gbps=link.gbps, latency_us=link.latency_us, index=link.index
             )
         return graph
+
+    def with_speeds(self, speeds: Iterable[float]) -> Cluster:
+        """Return the cluster with a computing speed for each rank, as a part of what its GPU's figures say."""
+        ranks = tuple(replace(rank, speed=speed) for rank, speed in zip(self.ranks, speeds, strict=True))
+        return replace(self, ranks=ranks)
 
     def subset(self, ranks: Iterable[int]) -> Cluster:
         """Return the EP group on some of the ranks, renumbered in the order given; the links stay the same."""

@@ -13,6 +13,7 @@ from topologies.errors import BadInput, unknown_name
 from topologies.graph import Cluster
 from topologies.importing import Knowledge, join_hosts, read_topology
 from topologies.spec import MAX_HOSTS, ClusterSpec, Fabric
+from topologies.without import split_without, without
 
 CLUSTER_FILE = re.compile(r".+\.(ya?ml)", re.IGNORECASE)
 NAME_AND_UNITS = re.compile(r"([^:]*)(?::(.*))?", re.DOTALL)
@@ -74,10 +75,13 @@ def _is_file(path: str) -> bool:
 def load_cluster(spec_or_file: str, *, radix: int | None = None, oversubscription: float | None = None) -> Cluster:
     """Return the cluster that a specification string or a file describes.
 
-    `hgx-h100:4` is four hosts of 8 GPUs joined by rail-optimised leaves and a spine; `gb200-nvl72:2` two racks of 72.
-    `radix` and `oversubscription` replace those of the fabric.
+    `hgx-h100:4` is four hosts of 8 GPUs joined by rail-optimised leaves and a spine; `gb200-nvl72:2` two racks of 72;
+    `hgx-h100:4 without host3,host0/nic4` lacks a host and a NIC. `radix` and `oversubscription` replace those of the
+    fabric.
     """
-    return build_cluster(with_fabric(resolve(spec_or_file).spec, radix=radix, oversubscription=oversubscription))
+    base, lost = (spec_or_file, ()) if _is_file(spec_or_file) else split_without(spec_or_file)
+    spec = with_fabric(resolve(base).spec, radix=radix, oversubscription=oversubscription)
+    return without(build_cluster(spec), lost)
 
 
 def with_fabric(spec: ClusterSpec, **changes: object) -> ClusterSpec:

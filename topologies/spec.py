@@ -71,6 +71,7 @@ class HostNode(Frozen):
         busid: PCI address, where the source gives it.
         gbps: line rate of a NIC, GB/s per direction; None when the source does not say.
         lanes: NVLink or xGMI links that the source counts on a GPU.
+        lost: of a NIC that is cabled and carries nothing; its GPUs use those that are left.
     """
 
     name: Name
@@ -79,6 +80,13 @@ class HostNode(Frozen):
     busid: Name | None = None
     gbps: Speed | None = None
     lanes: int | None = Field(default=None, ge=0, le=1024)
+    lost: bool = False
+
+    @model_validator(mode="after")
+    def _only_nics_are_lost(self) -> HostNode:
+        if self.lost and self.kind != "nic":
+            raise ValueError(f"{self.name} is a {self.kind}; only a nic can be lost (leave the others out)")
+        return self
 
 
 class HostLink(Frozen):

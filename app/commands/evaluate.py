@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import click
+import numpy as np
 
 from app.console import messages, print_json, results
 from app.inputs import load_inputs, workload_of_plan
@@ -144,8 +145,10 @@ def _setting(
         messages().print(
             "note: other statistics than the plan was made on; baselines are placed on these, the plan is not"
         )
-    slots = max(plan.workload.slots_per_rank) if slots_per_rank is None else slots_per_rank
-    return _Setting(workload, slots_of_ranks(plan.model, workload.cluster, slots, workload.num_layers), plan.exchange)
+    if slots_per_rank is None:
+        return _Setting(workload, np.array(plan.workload.slots_per_rank), plan.exchange)
+    slots_R = slots_of_ranks(plan.model, workload.cluster, slots_per_rank, workload.num_layers)
+    return _Setting(workload, slots_R, plan.exchange)
 
 
 def _fastest(

@@ -137,14 +137,14 @@ class ValidationReport(_Strict):
         ]
 
     def misranked(self) -> list[tuple[Case, Case]]:
-        """Return plans of one layer and exchange that measure apart by over 5 % and are predicted otherwise."""
+        """Return plans of one layer and exchange that measure over 5 % apart and are predicted the other way round."""
         wrong = []
         for one in self.cases:
             for other in self.cases:
                 if (one.layer, one.exchange) != (other.layer, other.exchange):
                     continue
                 apart = other.total_us("measured") > one.total_us("measured") * (1 + CLOSE)
-                if apart and other.total_us("predicted") <= one.total_us("predicted"):
+                if apart and other.total_us("predicted") < one.total_us("predicted"):
                     wrong.append((one, other))
         return wrong
 

@@ -16,19 +16,18 @@ import scipy.sparse as sp
 from planner.cost import Leg, Phase, without_idle_links
 from planner.layer import LayerProblem
 from planner.placement import IntArray, Placement
+from planner.robust import Problem, RobustProblem, scenarios_of
 from planner.solve.start import local_shares, pack_ranks
 from planner.solve.swaps import descend_by_swaps
 
 
-def improve_domains(
-    problem: LayerProblem, placement: Placement, max_steps: int, deadline: float | None = None
-) -> Placement:
+def improve_domains(problem: Problem, placement: Placement, max_steps: int, deadline: float | None = None) -> Placement:
     """Return the placement with experts traded between domains while the cost of the drawn-together layer falls.
 
     Shares come back local first. Copies of an expert in one domain stay copies in one domain.
     """
-    drawn = _drawn_together(problem)
-    domains = np.arange(problem.num_domains)
+    first = scenarios_of(problem)[0]
+    domains = np.arange(first.num_domains)
 
     def local(on_domains: Placement) -> Placement:
         return on_domains.with_shares(local_shares(on_domains, domains))
@@ -36,19 +35,22 @@ def improve_domains(
     start = local(
         Placement.of_slots(
             placement.expert_S,
-            problem.domain_R[placement.rank_S],
-            problem.num_experts,
-            problem.num_domains,
-            problem.num_domains,
+            first.domain_R[placement.rank_S],
+            first.num_experts,
+            first.num_domains,
+            first.num_domains,
         )
     )
+    drawn: Problem = _drawn_together(first)
+    if isinstance(problem, RobustProblem):
+        drawn = RobustProblem(tuple(map(_drawn_together, problem.scenarios)), problem.risk)
     found = descend_by_swaps(drawn, start, max_steps, deadline, reshare=local)
     return _on_ranks(problem, found)
 
 
-def has_domain_traffic(problem: LayerProblem) -> bool:
+def has_domain_traffic(problem: Problem) -> bool:
     """Return whether the drawn-together layer sees the exchange: not where rows are distinct by rank alone."""
-    legs = problem.cost.dispatch.legs
+    legs = scenarios_of(problem)[0].cost.dispatch.legs
     return problem.num_domains > 1 and any(leg.target == "domain" or not leg.distinct for leg in legs)
 
 
@@ -85,13 +87,15 @@ def _drawn_phase(problem: LayerProblem, phase: Phase) -> Phase:
     return without_idle_links(Phase(phase.alpha_us, tuple(legs), phase.link_names))
 
 
-def _on_ranks(problem: LayerProblem, found: Placement) -> Placement:
-    """Pack the copies of each domain on its ranks by the load that local-first shares give them."""
-    copies_DE: IntArray = np.zeros((problem.num_domains, problem.num_experts), dtype=np.int64)
+def _on_ranks(problem: Problem, found: Placement) -> Placement:
+    """Pack the copies of each domain on its ranks by the load that local-first shares give them, of all scenarios."""
+    first = scenarios_of(problem)[0]
+    copies_DE: IntArray = np.zeros((first.num_domains, first.num_experts), dtype=np.int64)
     np.add.at(copies_DE, (found.rank_S, found.expert_S), 1)
     load_DE = np.zeros(copies_DE.shape)
-    rows_CS = problem.rows_CE[:, found.expert_S] * found.share_DS[problem.class_domain_C]
-    np.add.at(load_DE, (found.rank_S, found.expert_S), problem.class_size_C @ rows_CS)
-    lists = pack_ranks(problem, load_DE, copies_DE)
-    packed = Placement.equal_shares(lists, problem.num_experts, problem.num_domains)
-    return packed.with_shares(local_shares(packed, problem.domain_R))
+    for one in scenarios_of(problem):
+        rows_CS = one.rows_CE[:, found.expert_S] * found.share_DS[one.class_domain_C]
+        np.add.at(load_DE, (found.rank_S, found.expert_S), one.class_size_C @ rows_CS)
+    lists = pack_ranks(first, load_DE, copies_DE)
+    packed = Placement.equal_shares(lists, first.num_experts, first.num_domains)
+    return packed.with_shares(local_shares(packed, first.domain_R))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +17,7 @@ from planner.predict import PlanCounts, Prediction
 from planner.solve.bounds import BoundedLayers, imbalance_bounds, lower_bounds
 from planner.solve.solution import LayerSolution, Objective
 from planner.step_rows import StepSlots
+from planner.survive import Backups
 from planner.timing import Exchange, Overlap, TimingProfile
 from planner.workload import Workload
 from topologies import Infeasible
@@ -29,6 +31,7 @@ class Incumbents:
         slots_R: slots of each rank.
         objective, overlap: what is minimised, and how the phases of a layer share the time.
         baselines: their placements as they are, by name.
+        backups: for each layer, the experts that have to survive the loss of a host.
 
     """
 
@@ -38,6 +41,7 @@ class Incumbents:
     objective: Objective
     overlap: Overlap
     baselines: Mapping[str, list[Placement]]
+    backups: Sequence[Backups] | None = None
 
     def start(self, name: str, row: int) -> Placement:
         """Return a baseline's placement of a layer with duplicate replicas merged."""
@@ -87,7 +91,8 @@ class Incumbents:
     def problem(self, exchange: Exchange, row: int) -> LayerProblem:
         """Return a layer's problem under an exchange."""
         problem = layer_problem(self.workload, self._cost(exchange), self.slots_R, row)
-        return problem.for_balance() if self.objective == "balance" else problem
+        problem = problem.for_balance() if self.objective == "balance" else problem
+        return problem if self.backups is None else replace(problem, backups=self.backups[row])
 
     def bounds(self, exchange: Exchange) -> FloatArray:
         """Return a proven lower bound of every layer [L] in the objective's unit."""
@@ -114,13 +119,18 @@ class Incumbents:
 
 
 def place_baselines(workload: Workload, slots_R: IntArray) -> dict[str, list[Placement]]:
-    """Return the placements of every baseline that fits the slots; raises Infeasible where none does."""
-    placements, reasons = {}, []
+    """Return the placements of every baseline that fits the slots; where none does, experts in order of slots."""
+    placements = {}
     for name in BASELINES:
-        try:
+        with suppress(Infeasible):
             placements[name] = baseline(name, workload, slots_R)
-        except Infeasible as error:
-            reasons.append(str(error))
-    if not placements:
-        raise Infeasible(reasons[0])
-    return placements
+    return placements or {"in-order": _in_order(workload, slots_R)}
+
+
+def _in_order(workload: Workload, slots_R: IntArray) -> list[Placement]:
+    """Fill the slots in order, each rank in proportion to what it has: for slots too uneven for any baseline."""
+    E, ends_R = workload.num_experts, np.cumsum(slots_R)
+    if ends_R[-1] < E:
+        raise Infeasible(f"slots ({ends_R[-1]}) < experts ({E})")
+    rank_E = np.searchsorted(ends_R, np.arange(E) * ends_R[-1] // E, side="right")
+    return [Placement.of_slots(np.arange(E), rank_E, E, len(slots_R), workload.num_domains)] * workload.num_layers

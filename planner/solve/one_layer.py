@@ -75,16 +75,17 @@ def solve_layer(
     With a `sampler` the search counts rows over more tokens of its own, and the placement that it finds is judged
     over the tokens of `problem` like any start: what it reports is not flattered by the sample that it searched on.
     """
-    search = _Search(_search_problem(problem, sampler, seed), budget, np.random.default_rng(abs(seed)), deadline)
+    search = _Search(search_problem(problem, sampler, seed), budget, np.random.default_rng(abs(seed)), deadline)
     search.run(starts)
     candidates = [search.best] if sampler is None else [search.best, *starts]
     costs = [problem.evaluate(candidate).layer_us for candidate in candidates]
     best = int(np.argmin(costs))
-    bound = search.bound if sampler is None else lower_bound(problem)
+    bound = search.bound if search.problem is problem else lower_bound(problem)
     return LayerSolution(candidates[best], costs[best], bound, time.monotonic() - search.started)
 
 
-def _search_problem(problem: LayerProblem, sampler: TokenSampler | None, seed: int) -> LayerProblem:
+def search_problem(problem: LayerProblem, sampler: TokenSampler | None, seed: int) -> LayerProblem:
+    """Return the layer as a search sees it: with more sampled tokens, and others, than those it is judged by."""
     if sampler is None or problem.tokens is None:
         return problem
     ids_PK = sampler.draw(SEARCH_TOKENS, seed + 1)

@@ -36,7 +36,7 @@ def solve(
     Without a time limit the answer is the same for the same inputs and seed, whatever the number of workers. With one,
     each layer gets its part of it; at 0 the answer is the best baseline, duplicate replicas merged. Ctrl-C ends the
     search early and returns the best so far (`complete` is then False). `on_layer` is called with the number of
-    layers done. Raises Infeasible where no baseline fits the slots.
+    layers done. Raises Infeasible where the slots do not hold every expert.
     """
     started = time.monotonic()
     known = Incumbents(workload, profile, slots_R, objective, overlap, place_baselines(workload, slots_R))

@@ -1,6 +1,7 @@
 """The best shares for slots that stand still: which copy of an expert serves which source domain.
 
-Shapes: C source classes, D source domains, R ranks, M slots of replicated experts, Q share groups, N links.
+Shapes: C source classes, D source domains, R ranks, M slots of replicated experts, Q share groups, N links or ranks,
+S scenarios, Y shares, T times.
 
 For `pairwise` the time is linear in the shares and the answer is the optimum (an LP). For `dedup` and `two-level` the
 rows are multilinear; the LP is built from their gradient at the current shares and its answer is kept only where the
@@ -9,6 +10,7 @@ true cost falls (sequential linear programming with halved steps).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,21 +20,22 @@ from scipy.optimize import linprog
 from planner.cost import Leg, Phase
 from planner.layer import LayerCost, LayerProblem
 from planner.placement import FloatArray, IntArray, Placement, sums_by
+from planner.robust import Problem, Risk, RobustProblem, scenarios_of
 from planner.wire import pair_rows_CR
 
 MIN_GAIN = 1e-7  # a relative gain below this is rounding
 STEP_HALVINGS = 3
 
 
-def best_shares(problem: LayerProblem, placement: Placement, rounds: int = 1) -> Placement:
+def best_shares(problem: Problem, placement: Placement, rounds: int = 1) -> Placement:
     """Return the placement with shares that minimise its cost; never worse than the shares it came with.
 
     `rounds` limits the linearisations where the cost is not linear; one suffices for `pairwise` and for balance.
-    Slots that end up serving nobody are dropped.
+    Slots that end up serving nobody are dropped, unless they stand by for a lost host.
     """
     placement = placement.without_duplicates()
     best_us = problem.evaluate(placement).layer_us
-    linear = not any(leg.distinct for leg in problem.cost.dispatch.legs)
+    linear = not any(leg.distinct for leg in scenarios_of(problem)[0].cost.dispatch.legs)
     for _ in range(1 if linear else rounds):
         target = _linear_optimum(problem, placement)
         if target is None:
@@ -47,44 +50,75 @@ def best_shares(problem: LayerProblem, placement: Placement, rounds: int = 1) ->
         else:
             break
         placement, best_us = trial, trial_us
-    return placement.without_idle_slots()
+    return placement if problem.backups is not None else placement.without_idle_slots()
 
 
-def _linear_optimum(problem: LayerProblem, placement: Placement) -> FloatArray | None:
+def _linear_optimum(problem: Problem, placement: Placement) -> FloatArray | None:
     """Return optimal share_DS of the problem linearised at the placement, or None where nothing can be shared."""
     slot_M = np.flatnonzero(placement.copies_E[placement.expert_S] > 1)
     if slot_M.size == 0:
         return None
-    group_D = _share_groups(problem)
-    gradient = _Gradient(problem, placement, problem.evaluate(placement), slot_M, group_D)
-    model = [gradient.of_phase(problem.cost.dispatch), gradient.of_compute(), gradient.of_phase(problem.cost.combine)]
+    scenarios = scenarios_of(problem)
+    group_D = _share_groups(scenarios[0])
     Q, M = int(group_D.max()) + 1, len(slot_M)
-    num_shares = Q * M
-
-    blocks, bounds = [], []
-    for phase, (us_NY, base_N) in enumerate(model):
-        time_N3 = sp.csr_array(
-            (np.full(len(base_N), -1.0), (np.arange(len(base_N)), np.full(len(base_N), phase))), shape=(len(base_N), 3)
-        )
-        blocks.append(sp.hstack([us_NY, time_N3]))
-        bounds.append(-base_N)
+    limits = [_time_limits(one, placement, slot_M, group_D) for one in scenarios]
+    us_BY, time_BT, base_B, price_T = _worth(limits, problem.risk if isinstance(problem, RobustProblem) else None)
     experts, expert_M = np.unique(placement.expert_S[slot_M], return_inverse=True)
     row_Y = (np.arange(Q)[:, None] * len(experts) + expert_M[None, :]).ravel()
-    sums = sp.csr_array((np.ones(num_shares), (row_Y, np.arange(num_shares))), shape=(Q * len(experts), num_shares + 3))
+    shape = (Q * len(experts), Q * M + len(price_T))
     result = linprog(  # type: ignore[call-overload]  # the stubs do not know that sparse matrices are accepted
-        c=np.concatenate([np.zeros(num_shares), np.ones(3)]),
-        A_ub=sp.vstack(blocks).tocsr(),
-        b_ub=np.concatenate(bounds),
-        A_eq=sums,
-        b_eq=np.ones(Q * len(experts)),
-        bounds=[(0.0, 1.0)] * num_shares + [(0.0, None)] * 3,
+        c=np.concatenate([np.zeros(Q * M), price_T]),
+        A_ub=sp.hstack([us_BY, time_BT]).tocsr(),
+        b_ub=-base_B,
+        A_eq=sp.csr_array((np.ones(Q * M), (row_Y, np.arange(Q * M))), shape=shape),
+        b_eq=np.ones(shape[0]),
+        bounds=[(0.0, 1.0)] * (Q * M) + [(0.0, None)] * len(price_T),
         method="highs",
     )
     if result.x is None:
         return None
     share_DS = placement.share_DS.copy()
-    share_DS[:, slot_M] = _clean(result.x[:num_shares].reshape(Q, M), expert_M)[group_D]
+    share_DS[:, slot_M] = _clean(result.x[: Q * M].reshape(Q, M), expert_M)[group_D]
     return share_DS
+
+
+def _time_limits(
+    problem: LayerProblem, placement: Placement, slot_M: IntArray, group_D: IntArray
+) -> tuple[sp.csr_array, FloatArray, IntArray]:
+    """Return (us_NY, base_N, phase_N): every resource's time in the shares, which its phase (0, 1, 2) has to cover."""
+    gradient = _Gradient(problem, placement, problem.evaluate(placement), slot_M, group_D)
+    model = [gradient.of_phase(problem.cost.dispatch), gradient.of_compute(), gradient.of_phase(problem.cost.combine)]
+    phase_N = np.repeat(np.arange(3), [len(base_N) for _, base_N in model])
+    return sp.vstack([us_NY for us_NY, _ in model]).tocsr(), np.concatenate([base_N for _, base_N in model]), phase_N
+
+
+def _worth(
+    limits: Sequence[tuple[sp.csr_array, FloatArray, IntArray]], risk: Risk | None
+) -> tuple[sp.csr_array, sp.csr_array, FloatArray, FloatArray]:
+    """Return (us_BY, time_BT, base_B, price_T): rows us_BY y + base_B + time_BT t <= 0, and what each time t costs.
+
+    The times are three a scenario, one a phase. With a risk the scenarios' sums are worth  v + sum of excesses / tail,
+    each excess at least a scenario's sum minus v (Rockafellar and Uryasev 2000).
+    """
+    S, shares = len(limits), limits[0][0].shape[1]
+    columns = 3 * S if risk is None else 4 * S + 1
+    phase_B = np.concatenate([3 * s + phase_N for s, (*_, phase_N) in enumerate(limits)])
+    ones = np.ones(len(phase_B))
+    time_BT = sp.csr_array((-ones, (np.arange(len(phase_B)), phase_B)), shape=(len(phase_B), columns))
+    us_BY, base_B = sp.vstack([us_NY for us_NY, *_ in limits]), np.concatenate([base_N for _, base_N, _ in limits])
+    if risk is None:
+        return us_BY.tocsr(), time_BT, base_B, np.ones(columns)
+    excess_ST = np.zeros((S, columns))
+    for s in range(S):
+        excess_ST[s, 3 * s : 3 * s + 3] = 1.0
+        excess_ST[s, [3 * S + s, 4 * S]] = -1.0
+    price_T = np.concatenate([np.zeros(3 * S), np.full(S, 1.0 / risk.tail(S)), [1.0]])
+    return (
+        sp.vstack([us_BY, sp.csr_array((S, shares))]).tocsr(),
+        sp.vstack([time_BT, sp.csr_array(excess_ST)]).tocsr(),
+        np.concatenate([base_B, np.zeros(S)]),
+        price_T,
+    )
 
 
 def _share_groups(problem: LayerProblem) -> IntArray:

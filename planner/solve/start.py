@@ -68,7 +68,8 @@ def _to_domains(problem: LayerProblem, copies_E: IntArray, home_E: IntArray | No
     np.add.at(source_DE, problem.class_domain_C, problem.rows_CE * problem.class_size_C[:, None])
     room_D = np.bincount(domain_R, weights=problem.slots_R, minlength=D).astype(np.int64)
     ranks_D = np.bincount(domain_R, weights=problem.slots_R > 0, minlength=D).astype(np.int64)
-    speed_D = ranks_D / max(ranks_D.max(), 1)
+    speed_D = np.bincount(domain_R, weights=(problem.slots_R > 0) / _slowness_R(problem), minlength=D)
+    speed_D = speed_D / max(speed_D.max(), 1e-9)
     load_D = np.zeros(D)
     load_DE, copies_DE = np.zeros((D, E)), np.zeros((D, E), dtype=np.int64)
     if home_E is not None:
@@ -94,11 +95,11 @@ def _to_domains(problem: LayerProblem, copies_E: IntArray, home_E: IntArray | No
 
 
 def pack_ranks(problem: LayerProblem, load_DE: FloatArray, copies_DE: IntArray) -> list[list[int]]:
-    """Return the experts of each rank: heaviest copy first, on the least loaded rank of its domain with room.
+    """Return the experts of each rank: heaviest copy first, on the least busy rank of its domain with room.
 
     `load_DE` is the load of each expert in each domain, `copies_DE` its copies there.
     """
-    room_R, load_R = problem.slots_R.copy(), np.zeros(problem.num_ranks)
+    room_R, busy_R, slow_R = problem.slots_R.copy(), np.zeros(problem.num_ranks), _slowness_R(problem)
     held: list[list[int]] = [[] for _ in range(problem.num_ranks)]
     for d in range(problem.num_domains):
         ranks = np.flatnonzero(problem.domain_R == d)
@@ -107,9 +108,15 @@ def pack_ranks(problem: LayerProblem, load_DE: FloatArray, copies_DE: IntArray) 
             if copies_DE[d, e] == 0:
                 continue
             with_room = ranks[room_R[ranks] > 0]
-            lightest = with_room[np.argsort(load_R[with_room], kind="stable")[: copies_DE[d, e]]]
+            lightest = with_room[np.argsort(busy_R[with_room], kind="stable")[: copies_DE[d, e]]]
             for rank in lightest:
                 held[rank].append(int(e))
             room_R[lightest] -= 1
-            load_R[lightest] += per_copy_E[e]
+            busy_R[lightest] += per_copy_E[e] * slow_R[lightest]
     return held
+
+
+def _slowness_R(problem: LayerProblem) -> FloatArray:
+    """Return each rank's time for a row, relative to the fastest rank's."""
+    slow_R: FloatArray = problem.cost.row_us_R / problem.cost.row_us_R.min()
+    return slow_R

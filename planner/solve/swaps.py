@@ -17,6 +17,7 @@ import numpy as np
 from planner.cost import Leg, Phase
 from planner.layer import LayerCost, LayerProblem
 from planner.placement import BoolArray, FloatArray, IntArray, Placement
+from planner.robust import Problem, RobustCost, RobustProblem, costs_of, scenarios_of
 
 MIN_GAIN = 1e-6  # a relative gain below this is not worth a step
 DOUBLINGS = 6  # the maximum is followed through a mean of exponent 2^6: ties have a slope, no plateau stops the descent
@@ -25,7 +26,7 @@ CHECKED = 6  # swaps whose true cost is worked out in one round
 
 
 def descend_by_swaps(
-    problem: LayerProblem,
+    problem: Problem,
     placement: Placement,
     max_steps: int,
     deadline: float | None = None,
@@ -36,12 +37,12 @@ def descend_by_swaps(
     A slot takes its shares along; `reshare` may set them anew after each swap. `deadline` is a `time.monotonic()`
     moment that ends the descent early.
     """
-    prices = _LinkPrices(problem)
+    prices = [_LinkPrices(one) for one in scenarios_of(problem)]
     cost = problem.evaluate(placement)
     for _ in range(max_steps):
         if deadline is not None and time.monotonic() >= deadline:
             break
-        for rank in _busiest_ranks(problem, placement, cost):
+        for rank in _ranks_to_relieve(problem, placement, cost):
             better = _best_swaps(problem, prices, placement, cost, rank, reshare)
             if better is not None:
                 placement, cost = better
@@ -51,10 +52,35 @@ def descend_by_swaps(
     return placement
 
 
-def soft_us(cost: LayerCost) -> float:
+def soft_us(problem: Problem, cost: LayerCost | RobustCost) -> float:
     """Return the smooth stand-in for `layer_us` that the descent follows."""
+    return float(_over_scenarios(problem, [np.array(_soft_layer_us(one)) for one in costs_of(cost)]))
+
+
+def _soft_layer_us(cost: LayerCost) -> float:
     parts = (cost.dispatch_us_N, cost.compute_us_R, cost.combine_us_N)
-    return sum(float(_soft_max(part)) for part in parts if part.size)
+    return cost.penalty_us + sum(float(_soft_max(part)) for part in parts if part.size)
+
+
+def _over_scenarios(problem: Problem, soft_SX: Sequence[FloatArray]) -> FloatArray:
+    """Return what costs in several scenarios are worth; the worst one smoothly, so that ties have a slope."""
+    if not isinstance(problem, RobustProblem):
+        return soft_SX[0]
+    values_SX = np.stack(soft_SX)
+    if problem.risk.tail(len(values_SX)) > 1.0:
+        return problem.risk.of(values_SX)
+    top_X = np.maximum(values_SX.max(axis=0), np.finfo(float).tiny)
+    with np.errstate(invalid="ignore"):  # what is not allowed in one scenario is infinite in all
+        soft_X: FloatArray = top_X * _power(values_SX / top_X).sum(axis=0) ** (0.5**DOUBLINGS)
+    return np.where(np.isinf(top_X), np.inf, soft_X)
+
+
+def _ranks_to_relieve(problem: Problem, placement: Placement, cost: LayerCost | RobustCost) -> list[int]:
+    """Return the ranks that set the pace in each scenario, the worst scenario first."""
+    pairs = list(zip(scenarios_of(problem), costs_of(cost), strict=True))
+    pairs.sort(key=lambda pair: -pair[1].layer_us)
+    ranks = [rank for one, its_cost in pairs for rank in _busiest_ranks(one, placement, its_cost)]
+    return list(dict.fromkeys(ranks))
 
 
 def _power(us_XN: FloatArray) -> FloatArray:
@@ -101,27 +127,30 @@ def _ranks_behind(problem: LayerProblem, cost: LayerCost, phase: Phase, link: in
 
 
 def _best_swaps(
-    problem: LayerProblem,
-    prices: _LinkPrices,
+    problem: Problem,
+    prices: Sequence[_LinkPrices],
     placement: Placement,
-    cost: LayerCost,
+    cost: LayerCost | RobustCost,
     rank: int,
     reshare: Callable[[Placement], Placement],
-) -> tuple[Placement, LayerCost] | None:
+) -> tuple[Placement, LayerCost | RobustCost] | None:
     """Return the placement after improving swaps with slots of `rank`, and its cost; None without one.
 
     The swaps are priced one by one but kept together: each that still lowers the true cost after those before it.
     """
-    swaps = _Swaps(problem, placement, rank)
-    soft_ARB = swaps.soft_us(prices, cost)
-    before = now = soft_us(cost)
+    every = [_Swaps(one, placement, rank) for one in scenarios_of(problem)]
+    soft_SX = [
+        swaps.soft_us(*known) for swaps, known in zip(every, zip(prices, costs_of(cost), strict=True), strict=True)
+    ]
+    soft_ARB = _over_scenarios(problem, soft_SX)
+    before = now = soft_us(problem, cost)
     kept: list[tuple[int, int, int]] = []
-    for mine, theirs, other in swaps.most_promising(soft_ARB, now * (1 - MIN_GAIN)):
+    for mine, theirs, other in every[0].most_promising(soft_ARB, now * (1 - MIN_GAIN)):
         trial = reshare(swapped(placement, [*kept, (mine, theirs, other)]))
         trial_cost = problem.evaluate(trial)
-        if soft_us(trial_cost) < now * (1 - MIN_GAIN):
+        if soft_us(problem, trial_cost) < now * (1 - MIN_GAIN):
             kept.append((mine, theirs, other))
-            best, cost, now = trial, trial_cost, soft_us(trial_cost)
+            best, cost, now = trial, trial_cost, soft_us(problem, trial_cost)
         elif not kept:
             break
     return (best, cost) if now < before else None

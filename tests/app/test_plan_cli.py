@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from app import main as entry
+from app.commands.diff import diff
 from app.commands.evaluate import evaluate
 from app.commands.plan import plan
 from app.main import COMMANDS, cli
@@ -202,11 +203,15 @@ def test_evaluate_refuses_what_does_not_fit(run, loads, tmp_path):
 
 def test_surface_is_frozen():
     """A new verb or option is a decision: change this list with it."""
-    with_topology = {"evaluate", "plan", "topology"}
+    with_topology = {"diff", "evaluate", "plan", "topology"}
     assert with_topology <= set(COMMANDS)
     assert {option for param in plan.params for option in param.opts} >= {
         "--model", "--cluster", "--routing", "--slots-per-rank", "--tokens-per-rank", "--exchange", "--objective",
-        "--time-limit", "--profile", "--seed", "--workers", "-o", "--output", "--json",
+        "--time-limit", "--profile", "--seed", "--workers", "-o", "--output", "--json", "--from", "--max-moves",
+        "--move-cost", "--without", "--rank-speed", "--survive", "--windows", "--robust",
+    }  # fmt: skip
+    assert {option for param in diff.params for option in param.opts} >= {
+        "old", "new", "--routing", "--cluster", "--tokens-per-rank", "--profile", "--json",
     }  # fmt: skip
     assert {option for param in evaluate.params for option in param.opts} >= {
         "plans", "--routing", "--model", "--cluster", "--slots-per-rank", "--tokens-per-rank", "--exchange",

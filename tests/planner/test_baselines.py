@@ -101,9 +101,12 @@ def test_hierarchical_where_groups_divide_by_hosts():
     assert all(host_of[2 * group] == host_of[2 * group + 1] for group in range(4))
 
 
-def test_uneven_slots_are_refused_by_eplb():
-    with pytest.raises(Infeasible, match="same number of slots"):
-        baseline("eplb", workload_of(range(8)), np.array([2, 2, 3, 3]))
+def test_eplb_takes_the_smallest_of_uneven_slots_where_they_suffice():
+    slots_R = np.array([2, 2, 3, 3])
+    uneven, even = (baseline("eplb", workload_of(range(8)), slots)[0] for slots in (slots_R, np.full(4, 2)))
+    assert uneven.slots() == even.slots()
+    with pytest.raises(Infeasible, match=r"same number of slots.*1 \* 4 ranks = 4 < experts \(8\)"):
+        baseline("eplb", workload_of(range(8)), np.array([1, 2, 3, 3]))
 
 
 def test_unknown_name_suggests():

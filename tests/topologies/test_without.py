@@ -113,6 +113,9 @@ layout: [{host: box, count: 2}]
 """
     path = tmp_path / "boxes.yaml"
     path.write_text(text)
+    odd = tmp_path / "boxes without host1.yaml"
+    odd.write_text(text)
+    assert load_cluster(str(odd)).num_ranks == 4  # the name of a file goes first
     cluster = load_cluster(f"{path} without host0/mlx5_0")
     assert cluster.rail_of_rank.tolist() == [1, 1, 0, 1]
     assert ("h0/pci0", "h0/mlx5_1") in ways(cluster)["h0/gpu0", "h1/gpu0"]

@@ -1,0 +1,50 @@
+"""The plan in force: its placements on the ranks of the cluster as it is now."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from planner import Cluster, Plan
+from planner.placement import IntArray, Placement
+from planner.solve.replan import InForce
+from topologies import BadInput
+from topologies.build import build_cluster
+from topologies.without import split_without, without
+
+
+def in_force(plan: Plan, name: str, cluster: Cluster, layers: tuple[int, ...], experts: int) -> InForce:
+    """Return what a plan holds on the ranks of `cluster`, which may have lost some since, or got some back.
+
+    Raises BadInput where the plan is for other experts, layers or ranks; `name` is its file.
+    """
+    if plan.model.experts != experts:
+        raise BadInput(f"{name}: a plan for {plan.model.experts} experts of {plan.model.name}, not for {experts}")
+    index_of = {entry.layer: index for index, entry in enumerate(plan.layers)}
+    missing = [layer for layer in layers if layer not in index_of]
+    if missing:
+        raise BadInput(f"{name}: has no layer {missing[0]} ({len(missing)} of {len(layers)} layers are not in it)")
+    old_R = _rank_before(plan, cluster)
+    placements = [plan.placement(index_of[layer]) for layer in layers]
+    if not np.array_equal(old_R, np.arange(plan.num_ranks)):
+        placements = [_on_ranks(placement, old_R, cluster.num_domains) for placement in placements]
+    return InForce(placements, plan.exchange)
+
+
+def _rank_before(plan: Plan, cluster: Cluster) -> IntArray:
+    """Return the plan's rank of each rank of the cluster, by the GPU it runs on; -1 where the plan has none there."""
+    base, lost = split_without(plan.cluster.name)
+    if base != split_without(cluster.name)[0]:
+        plan.check_cluster(cluster)
+        return np.arange(cluster.num_ranks)
+    before = without(replace(build_cluster(cluster.spec), name=base), lost)
+    plan.check_cluster(before)
+    rank_of_node = {rank.node: rank.rank for rank in before.ranks}
+    return np.array([rank_of_node.get(rank.node, -1) for rank in cluster.ranks], dtype=np.int64)
+
+
+def _on_ranks(placement: Placement, old_R: IntArray, num_domains: int) -> Placement:
+    rows = placement.slots()
+    held = [rows[old] if old >= 0 else [] for old in old_R.tolist()]
+    return Placement.equal_shares(held, placement.num_experts, num_domains)

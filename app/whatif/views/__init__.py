@@ -1,0 +1,1 @@
+"""The pages of the what-if app, one script each; `app.whatif.main` lists them."""
