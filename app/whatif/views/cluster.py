@@ -45,7 +45,7 @@ def page(mine: Session) -> None:
     words = "Hosts, switches and cables; colour and width: part of the layer's time that a link is at work"
     chart(cluster_map(cluster, use, done.layer_us, hosts), "cluster", words)
     st.caption(words + f" ({origin}). Hover over a cable for its bytes and microseconds.")
-    left, right = st.columns([2, 1], gap="medium")
+    left, right = st.columns([5, 2], gap="medium")
     with left:
         st.subheader("Busiest links", anchor=False)
         _busiest(plan, name, row)
