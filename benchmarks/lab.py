@@ -2,8 +2,8 @@
 
     sudo python -m benchmarks.lab [--cluster 0 --trace bundled] [-o results.json]      prints Markdown tables
 
-Needs root. The NICs run at `--nic-mbit`, everything else in the proportions of the graph; the experts are left out
-(`epplan validate --lab` emulates them), so a layer is dispatch + combine.
+Needs root. The NICs run at `--nic-mbit`, everything else in the proportions of the graph; the experts are left out,
+so that a layer is dispatch + combine, or with `--experts` emulated by a wait of what the `vendor` profile gives them.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def candidates_of(workload: Workload, exchanges: list[str]) -> list[Candidate]:
 
 
 def run(
-    cluster: Cluster, trace: str, tokens: int, nic_mbit: float, exchanges: list[str], repeats: int
+    cluster: Cluster, trace: str, tokens: int, nic_mbit: float, exchanges: list[str], repeats: int, *, experts: bool
 ) -> ValidationReport:
     """Validate one trace on one cluster."""
     workload = workload_of(trace, cluster, tokens)
@@ -88,7 +88,7 @@ def run(
     ids = step_ids(workload.model, workload.layers, workload.num_ranks, tokens, workload.routing)
     with open_lab(cluster, scale=scale) as lab, RankPool(cluster.num_ranks, places=lab.places) as pool:
         validation = Validation(
-            pool, lab, Links(cluster), scale, workload, load_profile(), ids, setting, timeout_s=500.0, compute=False
+            pool, lab, Links(cluster), scale, workload, load_profile(), ids, setting, timeout_s=500.0, compute=experts
         )
         return make_report(validation, candidates, "lab", lambda line: print(line, file=sys.stderr, flush=True))
 
@@ -119,6 +119,7 @@ def main() -> None:
     parser.add_argument("--exchange", action="append", choices=EXCHANGES)
     parser.add_argument("--nic-mbit", type=float, default=16.0)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--experts", action="store_true")
     parser.add_argument("-o", "--output", type=Path)
     asked = parser.parse_args()
     reports = []
@@ -128,7 +129,15 @@ def main() -> None:
         for trace in asked.trace or TRACES:
             tokens = 1024 if trace == "bundled" else 64
             cluster = clusters()[number]
-            report = run(cluster, trace, tokens, asked.nic_mbit, asked.exchange or list(EXCHANGES), asked.repeats)
+            report = run(
+                cluster,
+                trace,
+                tokens,
+                asked.nic_mbit,
+                asked.exchange or list(EXCHANGES),
+                asked.repeats,
+                experts=asked.experts,
+            )
             reports.append(report)
             print(table(report), flush=True)
             print(json.dumps(report.summary()), json.dumps(report.calibration.model_dump()), file=sys.stderr)
