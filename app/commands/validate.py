@@ -120,6 +120,7 @@ def _validate(
         setting=Setting(workload.model.hidden, "bfloat16", repeats, 1, *where, device=site.device),
         timeout_s=TIMEOUT_S,
         compute=site.counters is not None,
+        real_links=site.real_links,
     )
 
     def say(line: str) -> None:

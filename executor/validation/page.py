@@ -8,6 +8,7 @@ from html import escape
 from executor.validation.report import Case, ValidationReport
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#767676"  # Okabe and Ito's palette: told apart by the colour-blind too
+MARGIN = 70  # of a plot, for the labels of its axes
 PHASE_COLOURS = {"dispatch": "#0072b2", "compute": "#999999", "combine": "#56b4e9"}
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; padding: 0 1em; color: #1a1a1a; }
@@ -39,6 +40,7 @@ def page(report: ValidationReport) -> str:
         bars(report.cases),
         _case_table(report.cases),
         "<h2>Ranks: time of dispatch + combine, ms</h2>",
+        '<p class="note">Predicted is an upper bound: as long as the slowest link that a rank may use is busy.</p>',
         _rank_table(report.cases),
         "<h2>Links: bytes of a step</h2>",
         _link_table(report.cases),
@@ -58,7 +60,7 @@ def scatter(cases: Sequence[Case], size: int = 420) -> str:
     top = 1.08 * max(max(x, y) for x, y, _ in points)
 
     def at(value: float) -> float:
-        return 50 + value / top * (size - 70)
+        return MARGIN + value / top * (size - MARGIN - 20)
 
     dots = "".join(
         f'<circle cx="{at(x):.1f}" cy="{size - at(y):.1f}" r="5" fill="{ORANGE if case.plan == "ours" else BLUE}"'
@@ -67,16 +69,19 @@ def scatter(cases: Sequence[Case], size: int = 420) -> str:
         for x, y, case in points
     )
     ticks = "".join(
-        f'<text x="{at(value):.0f}" y="{size - 32}" text-anchor="middle" font-size="12">{value:.3g}</text>'
-        f'<text x="44" y="{size - at(value) + 4:.0f}" text-anchor="end" font-size="12">{value:.3g}</text>'
+        f'<text x="{at(value):.0f}" y="{size - MARGIN + 18}" text-anchor="middle" font-size="12">{value:,.0f}</text>'
+        f'<text x="64" y="{size - at(value) + 4:.0f}" text-anchor="end" font-size="12">{value:,.0f}</text>'
         for value in (top * part for part in (0.25, 0.5, 0.75))
     )
+    end, middle = size - MARGIN, size / 2
     return (
-        f'<svg viewBox="0 0 {size} {size}" width="{size}" role="img"><line x1="50" y1="{size - 50}" x2="{size - 20}"'
-        f' y2="20" stroke="{GREY}"/><path d="M50 20V{size - 50}H{size - 20}" fill="none" stroke="{GREY}"/>{ticks}{dots}'
-        f'<text x="{size / 2}" y="{size - 10}" text-anchor="middle" font-size="13">measured</text>'
-        f'<text x="14" y="{size / 2}" text-anchor="middle" font-size="13" transform="rotate(-90 14 {size / 2})">'
-        'predicted</text></svg><p class="note">Orange: this plan. Blue: baselines.</p>'
+        f'<svg viewBox="0 0 {size} {size}" width="{size}" role="img">'
+        f'<line x1="{MARGIN}" y1="{end}" x2="{size - 20}" y2="20" stroke="{GREY}"/>'
+        f'<path d="M{MARGIN} 20V{end}H{size - 20}" fill="none" stroke="{GREY}"/>{ticks}{dots}'
+        f'<text x="{middle}" y="{size - 20}" text-anchor="middle" font-size="13">measured</text>'
+        f'<text x="14" y="{middle}" text-anchor="middle" font-size="13" transform="rotate(-90 14 {middle})">'
+        "predicted</text>"
+        '</svg><p class="note">Orange: this plan. Blue: baselines.</p>'
     )
 
 

@@ -27,6 +27,7 @@ class Site:
         scale: bandwidth here over the graph's.
         where: in words.
         device: of the rows.
+        real_links: whether the ranks are joined by the links of the graph (in the lab, or on several hosts).
         reports: whether this process is to say what came out (rank 0 of a job).
 
     """
@@ -36,6 +37,7 @@ class Site:
     scale: float
     where: str
     device: str
+    real_links: bool
     reports: bool = True
 
 
@@ -61,14 +63,14 @@ def lab_site(cluster: Cluster, nic_mbit: float | None, policy: str) -> Iterator[
 
     scale = default_scale(cluster) if nic_mbit is None else scale_for_nic(cluster, nic_mbit)
     with open_lab(cluster, scale=scale, policy=policy) as lab, RankPool(cluster.num_ranks, places=lab.places) as pool:
-        yield Site(pool, lab, scale, "lab of network namespaces on one machine", "cpu")
+        yield Site(pool, lab, scale, "lab of network namespaces on one machine", "cpu", real_links=True)
 
 
 @contextmanager
 def local_site(num_ranks: int) -> Iterator[Site]:
     """Start the ranks on this machine, over its loopback interface."""
     with RankPool(num_ranks) as pool:
-        yield Site(pool, None, 1.0, "ranks on one machine, whose links are not the graph's", "cpu")
+        yield Site(pool, None, 1.0, "ranks on one machine, whose links are not the graph's", "cpu", real_links=False)
 
 
 @contextmanager
@@ -82,6 +84,7 @@ def member_site() -> Iterator[Site]:
         hosts: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(hosts, socket.gethostname())
         where = f"job of {len(hosts)} ranks on {len(set(hosts))} hosts, {'NCCL' if on_gpu else 'gloo'}"
-        yield Site(MemberRanks(), None, 1.0, where, "cuda" if on_gpu else "cpu", reports=dist.get_rank() == 0)
+        device, real = "cuda" if on_gpu else "cpu", on_gpu or len(set(hosts)) > 1
+        yield Site(MemberRanks(), None, 1.0, where, device, real_links=real, reports=dist.get_rank() == 0)
     finally:
         dist.destroy_process_group()

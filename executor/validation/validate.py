@@ -69,6 +69,7 @@ class Validation:
         setting: of all trials.
         timeout_s: for one run on all ranks.
         compute: whether a wait stands for the experts.
+        real_links: whether the ranks are joined by the links of the graph; else none of these can disagree with it.
 
     """
 
@@ -82,6 +83,7 @@ class Validation:
     setting: Setting
     timeout_s: float
     compute: bool
+    real_links: bool = True
 
     def load(self, placement: Placement, ids_RTK: Sequence[IntArray], exchange: Exchange, phase: str) -> PhaseLoad:
         """Return what a phase moves."""
@@ -139,7 +141,7 @@ class Validation:
                 (PhaseLoad(("one-to-one", "dispatch"), (flow_bytes(pattern, entries),)), float(np.nanmedian(us_R)))
                 for pattern, us_R in zip(patterns, us_PR, strict=True)
             ]
-        slow = slow_links(patterns, us_of[sizes[-1]], sizes[-1], self.links, self.scale)
+        slow = slow_links(patterns, us_of[sizes[-1]], sizes[-1], self.links, self.scale) if self.real_links else []
         return measured, [Disagreement(link=one.link, reached=one.reached, usual=one.usual) for one in slow]
 
     def _uniform(self, exchanges: Sequence[Exchange]) -> list[tuple[PhaseLoad, float]]:
