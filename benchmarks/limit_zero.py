@@ -1,6 +1,6 @@
 """A plan at `--time-limit 0` beside our EPLB baseline: wall-clock times of both, measured on this machine.
 
-    python benchmarks/limit_zero.py [--exchange auto] [--repeats 7]       prints two Markdown tables
+    python -m benchmarks.limit_zero [--exchange auto] [--repeats 7]       prints two Markdown tables
 
 As commands, run in turn: `epplan plan --time-limit 0 -o plan.json`, which places and prices four baselines, bounds
 every layer and writes a plan, and `epplan evaluate eplb`, which places and prices one. Then inside one process, without
@@ -18,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from plans import CLUSTERS, STEPS, path_of, workload_of
 
+from benchmarks.plans import CLUSTERS, STEPS, path_of, workload_of
 from planner import load_profile, slots_of_ranks, solve
 from planner.baselines import BASELINES, baseline
 from planner.cost import step_cost

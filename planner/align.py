@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from planner.layer import LayerProblem
 from planner.placement import FloatArray, IntArray, Placement
@@ -106,12 +105,16 @@ def _best_domains(gain_RR: FloatArray, members: Sequence[IntArray]) -> IntArray:
             if len(ranks) == len(contents):
                 block = gain_RR[np.ix_(ranks, contents)]
                 gain_DD[there, here] = block[np.arange(len(ranks)), _assigned(block)].sum()
+    from scipy.optimize import linear_sum_assignment  # noqa: PLC0415 - a tenth of a second, and not every plan needs it
+
     domain_D: IntArray = linear_sum_assignment(gain_DD.T, maximize=True)[1]
     return domain_D
 
 
 def _assigned(gain_NN: FloatArray) -> IntArray:
     """Return, for each place of a domain, whose contents it gets."""
+    from scipy.optimize import linear_sum_assignment  # noqa: PLC0415 - a tenth of a second, and not every plan needs it
+
     contents_N: IntArray = linear_sum_assignment(gain_NN, maximize=True)[1]
     return contents_N
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import streamlit as st
 
+from app.whatif.janitor import watch_over
 from app.whatif.settings import UPLOAD
 from app.whatif.state import Session, session, show_link
 from app.whatif.work import Planned, case_of, planned
@@ -27,6 +28,7 @@ STYLE = """<style>
 def show(page: Callable[[Session], None]) -> None:
     """Run a page; what the user can mend is one line on it, what is our fault a reference to the server's log."""
     mine = session()
+    watch_over(mine)
     mine.collect()
     show_link()
     st.html(STYLE)

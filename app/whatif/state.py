@@ -75,6 +75,12 @@ class Session:
             self.keep(job.key, Found(job.progress.result, job.time_limit_s))
             del self.jobs["search"]
 
+    def close(self) -> None:
+        """Remove the uploads and end the jobs of a session that nobody comes back to."""
+        for job in self.jobs.values():
+            job.cancel()
+        self.uploads.clear()
+
     def begin(self, kind: JobKind, job: Job) -> None:
         """Start a job in place of the one of its kind."""
         if kind in self.jobs:

@@ -93,6 +93,11 @@ class Uploads:
             self.files[reference] = Upload(kind, reference, shown, path)
         return self.files[reference]
 
+    def clear(self) -> None:
+        """Remove all files."""
+        for reference in list(self.files):
+            self._drop(reference)
+
     def _drop(self, reference: str) -> None:
         self.files.pop(reference).path.unlink(missing_ok=True)
         self._read = {key: content for key, content in self._read.items() if key[0] != reference}

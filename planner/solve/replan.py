@@ -12,8 +12,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import joblib
-
 from planner.align import align, arrivals, in_old_slots
 from planner.layer import LayerProblem
 from planner.placement import IntArray, Placement, check_placement
@@ -166,6 +164,8 @@ class _NearSearch:
         """Return what can follow in every layer, under an exchange."""
         workload = self.known.workload
         strides = STRIDES if self.search and not self.limit.is_free else ()
+        import joblib  # noqa: PLC0415 - a tenth of a second, and not every plan needs it
+
         calls = (
             joblib.delayed(_layer_options)(
                 self.known.problem(exchange, row),

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import joblib
 import numpy as np
 
 from planner.placement import FloatArray, IntArray, Placement, check_placement
@@ -112,6 +111,8 @@ def solve_scenarios(
         [of_mean.placements[row], *_baselines(of_mean, row), *(p for one in known for p in one.starts(row))]
         for row in rows
     ]
+    import joblib  # noqa: PLC0415 - a tenth of a second, and not every plan needs it
+
     calls = (
         joblib.delayed(_one_layer)(
             RobustProblem(tuple(one.problem(name, row) for one in known), risk),

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.optimize import linprog
 
 from planner.cost import Leg, Phase
 from planner.layer import LayerCost, LayerProblem
@@ -66,6 +65,8 @@ def _linear_optimum(problem: Problem, placement: Placement) -> FloatArray | None
     experts, expert_M = np.unique(placement.expert_S[slot_M], return_inverse=True)
     row_Y = (np.arange(Q)[:, None] * len(experts) + expert_M[None, :]).ravel()
     shape = (Q * len(experts), Q * M + len(price_T))
+    from scipy.optimize import linprog  # noqa: PLC0415 - a tenth of a second, and not every plan needs it
+
     result = linprog(  # type: ignore[call-overload]  # the stubs do not know that sparse matrices are accepted
         c=np.concatenate([np.zeros(Q * M), price_T]),
         A_ub=sp.hstack([us_BY, time_BT]).tocsr(),

@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import joblib
 import numpy as np
 
 from planner.layer import LayerProblem
@@ -66,6 +65,8 @@ def survive_host(
     overlap = free.predictions[-1].overlap
     known = Incumbents(workload, profile, slots_R, free.objective, overlap, free.baselines)
     host_R = np.asarray(workload.cluster.host_of_rank)
+    import joblib  # noqa: PLC0415 - a tenth of a second, and not every plan needs it
+
     calls = (
         joblib.delayed(_one_layer)(
             known.problem(free.exchange, row), free.placements[row], host_R, ROUNDS if search else 0, deadline

@@ -58,6 +58,15 @@ def test_files_lie_under_random_names_and_go_with_the_session():
     assert not folder.exists()
 
 
+def test_a_closed_session_keeps_no_file(uploads):
+    upload = uploads.add("routing", "loads.json", _loads())
+    assert uploads.routing(upload.reference, MODEL).name == "loads.json"
+    uploads.clear()
+    assert not upload.path.exists()
+    with pytest.raises(BadInput, match="upload it on the page Inputs"):
+        uploads.routing(upload.reference, MODEL)
+
+
 def test_the_same_file_twice_is_one_and_the_oldest_goes(uploads):
     first = uploads.add("routing", "a.json", b"{}")
     assert uploads.add("routing", "a.json", b"{}") is first
