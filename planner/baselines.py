@@ -48,7 +48,7 @@ def _eplb_map(name: str, workload: Workload, slots_R: IntArray) -> tuple[IntArra
         )
     num_hosts = workload.cluster.num_hosts
     groups = workload.model.groups if name == "eplb" else 1
-    if groups % num_hosts:
+    if groups % num_hosts or len(slots_R) % num_hosts:  # hosts of several sizes know no hierarchy either
         groups, num_hosts = 1, 1
     phy2log_LP, _ = eplb(workload.load_LE, slots * len(slots_R), groups, num_hosts, len(slots_R))
     return phy2log_LP, np.repeat(np.arange(len(slots_R)), slots)
