@@ -97,7 +97,7 @@ class Validation:
 
     def run(
         self, candidates: Sequence[Candidate], say: Callable[[str], None]
-    ) -> tuple[LinkModel, Calibration, list[Case], list[Disagreement]]:
+    ) -> tuple[Calibration, list[Case], list[Disagreement]]:
         """Probe, fit, predict and measure; `say` is told what is going on."""
         exchanges = sorted({candidate.exchange for candidate in candidates})
         say(f"probing: one-to-one flows, uniform {', '.join(exchanges)}")
@@ -116,7 +116,7 @@ class Validation:
         for layer in self.ids:
             say(f"measuring layer {layer}: {', '.join(f'{c.name} ({c.exchange})' for c in candidates)}")
             cases += self._measure(layer, candidates, model)
-        return model, calibration, cases, slow
+        return calibration, cases, slow
 
     def _flows(self) -> tuple[list[tuple[PhaseLoad, float]], list[Disagreement]]:
         """Time one-to-one flows; return them as probes, and the links that they find slow."""
@@ -275,7 +275,7 @@ def make_report(
     validation: Validation, candidates: Sequence[Candidate], where: str, say: Callable[[str], None]
 ) -> ValidationReport:
     """Validate candidates and return what came out."""
-    _, calibration, cases, disagreeing = validation.run(candidates, say)
+    calibration, cases, disagreeing = validation.run(candidates, say)
     workload, setting = validation.workload, validation.setting
     return ValidationReport(
         date=datetime.now(UTC).isoformat(timespec="seconds"),

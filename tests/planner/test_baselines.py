@@ -101,6 +101,14 @@ def test_hierarchical_where_groups_divide_by_hosts():
     assert all(host_of[2 * group] == host_of[2 * group + 1] for group in range(4))
 
 
+def test_eplb_is_global_where_ranks_do_not_divide_by_hosts():
+    """Two hosts of which one has lost a GPU: three ranks; four groups divide by two hosts, three ranks do not."""
+    model = tiny_model(8, groups=4, top_groups=4)
+    workload = build_workload(model, tiny_cluster().subset([0, 1, 2]), routing_of([9, 1, 2, 3, 4, 5, 6, 7]), 100)
+    both = [baseline(name, workload, np.full(3, 3))[0].slots() for name in ("eplb", "eplb-global")]
+    assert both[0] == both[1]
+
+
 def test_eplb_takes_the_smallest_of_uneven_slots_where_they_suffice():
     slots_R = np.array([2, 2, 3, 3])
     uneven, even = (baseline("eplb", workload_of(range(8)), slots)[0] for slots in (slots_R, np.full(4, 2)))
