@@ -31,7 +31,7 @@ $(VENV)/torch.ready: $(VENV)/planner.ready
 	touch $@
 
 $(VENV)/test.ready: $(VENV)/torch.ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[app,test]"
 	touch $@
 
 schema: $(VENV)/planner.ready      ## bring the committed JSON Schema of plan.json up to date
