@@ -20,9 +20,9 @@ import numpy as np
 import pandas as pd
 
 from planner.calibrate.select import select_rows
-from topologies.catalog import gpu_entries
 from topologies.errors import BadInput
 from topologies.files import read_text
+from topologies.reading import gpu_by_name
 
 MAX_TABLE_BYTES = 256 * 2**20
 _EP = ("ranks", "nodes", "tokens_per_rank", "hidden", "top_k", "experts")
@@ -210,7 +210,5 @@ def _nccl_row(found: re.Match[str], ranks: dict[int, tuple[str, str]], threads: 
 
 def gpu_token(device: str) -> str:
     """Return the short name of a GPU (h100, a100, gb200) from what nvidia-smi prints; "unknown" without one."""
-    for key, entry in gpu_entries().items():
-        if any(piece.lower() in device.lower() for piece in entry.names):
-            return key.split("-", maxsplit=1)[0]
-    return "unknown"
+    key = gpu_by_name(device)
+    return "unknown" if key is None else key.split("-", maxsplit=1)[0]

@@ -116,3 +116,14 @@ def test_numbers_stay_numbers(tmp_path):
     table = read_table(write(tmp_path, "ranks,bytes_per_rank,time_us,nodes\n2,1024,10,\n"))
     assert table.frame["nodes"].tolist() == [1.0]
     assert np.isfinite(table.frame["time_us"]).all()
+
+
+@pytest.mark.parametrize(
+    ("device", "system"),
+    [("NVIDIA H200", "h200"), ("NVIDIA H20", "h20"), ("NVIDIA GB200", "gb200"), ("NVIDIA B200", "b200")],
+)
+def test_a_gpu_whose_name_holds_another_ones(tmp_path, device, system):
+    """An H200's times held against the rated figures of an H20 would call it seven times as efficient as it is."""
+    path = tmp_path / "nccl.txt"
+    path.write_text(NCCL_TESTS.replace("NVIDIA H100 80GB HBM3", device))
+    assert set(read_table(path).frame["system"]) == {system}
