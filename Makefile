@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 TORCH  ?= 2.13.0
 
-.PHONY: demo test lint schema clean
+.PHONY: demo test lint bench schema clean
 
 demo: $(VENV)/torch.ready          ## plan the bundled trace, compare, and run a plan on 4 local ranks
 	$(BIN)/epplan plan --tokens-per-rank 16384 -o plan.json
@@ -33,6 +33,9 @@ $(VENV)/torch.ready: $(VENV)/planner.ready
 $(VENV)/test.ready: $(VENV)/torch.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[app,test]"
 	touch $@
+
+bench: $(VENV)/test.ready          ## measure everything that this machine can, into docs/benchmarks.md
+	$(BIN)/python -m benchmarks.all
 
 schema: $(VENV)/planner.ready      ## bring the committed JSON Schema of plan.json up to date
 	$(BIN)/python -c "from planner.plan import SCHEMA_FILE, schema_text; SCHEMA_FILE.write_text(schema_text())"

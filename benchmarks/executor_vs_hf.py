@@ -1,10 +1,11 @@
-"""Our EP layer beside Hugging Face's all-to-all EP: same weights, same tokens, same ranks, alternating in one run.
+"""Our EP layer beside Hugging Face's all-to-all EP and a plain one: same weights, tokens and ranks, in turn in one run.
 
-    python benchmarks/executor_vs_hf.py [--repeats 15]      prints a Markdown table; all times in it are measured
+    python -m benchmarks.executor_vs_hf [--repeats 15]      prints a Markdown table; all times in it are measured
 
 Needs transformers >= 5.23 (`pip install transformers==5.23.0`). gloo on this machine, one thread a rank; forward and
-backward of the experts of one layer, routing given. Uniform routing runs a contiguous placement on both sides; the
-bundled trace runs contiguous on theirs, which knows no other, and the planned placement on ours.
+backward of the experts of one layer, routing given. Uniform routing runs a contiguous placement on all sides; the
+bundled trace runs contiguous on theirs, which know no other, and the planned placement on ours. The plain one is what
+anybody writes first: sort by expert, torch's `all_to_all_single`, a matrix product for each expert, and back.
 """
 
 from __future__ import annotations
@@ -133,8 +134,52 @@ def ours(job: Job, gate_up: Tensor, down: Tensor) -> tuple[Callable[..., Tensor]
     return layer, experts, exchange
 
 
+class _AllToAll(torch.autograd.Function):
+    """torch's all-to-all of rows, and the same the other way for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, sends: list[int], receives: list[int]) -> Tensor:
+        ctx.sends, ctx.receives = sends, receives
+        out = rows.new_empty(sum(receives), rows.shape[1])
+        dist.all_to_all_single(out, rows.contiguous(), receives, sends)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        out = grad.new_empty(sum(ctx.sends), grad.shape[1])
+        dist.all_to_all_single(out, grad.contiguous(), ctx.sends, ctx.receives)
+        return out, None, None
+
+
+def plain(job: Job, gate_up: Tensor, down: Tensor) -> tuple[Callable[..., Tensor], nn.Module]:
+    """Return an EP layer as anybody writes it first, with the experts of this rank, and its parameters."""
+    local, rank = job.experts // job.ranks, dist.get_rank()
+    mine = slice(rank * local, (rank + 1) * local)
+    held = nn.ParameterList([gate_up[mine].clone(), down[mine].clone()])
+
+    def layer(x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        order = ids.view(-1).argsort(stable=True)
+        sent = torch.bincount(ids.view(-1), minlength=job.experts)
+        heard = torch.empty_like(sent)
+        dist.all_to_all_single(heard, sent)
+        heard = heard.view(job.ranks, local)
+        sends, receives = sent.view(job.ranks, local).sum(1).tolist(), heard.sum(1).tolist()
+        rows = _AllToAll.apply(x[order // job.top_k], sends, receives)
+        expert = torch.arange(local).repeat(job.ranks).repeat_interleave(heard.view(-1))
+        to_expert = expert.argsort(stable=True)
+        parts = rows[to_expert].split(heard.sum(0).tolist())
+        done = []
+        for part, first, second in zip(parts, held[0], held[1], strict=True):
+            gate, up = (part @ first.T).chunk(2, dim=-1)
+            done.append((nn.functional.silu(gate) * up) @ second.T)
+        back = _AllToAll.apply(torch.cat(done)[to_expert.argsort()], receives, sends)
+        return (back[order.argsort()].view(*ids.shape, -1) * weights[..., None]).sum(1)
+
+    return layer, held
+
+
 def measure(rank: int, _size: int, job: Job, repeats: int) -> SimpleNamespace:
-    """Run both layers in turn; return medians in seconds, the ratio's median, the difference, and rows sent."""
+    """Run the layers in turn; return medians in seconds, medians of ratios, the difference, and rows sent."""
     g = torch.Generator().manual_seed(0)
     gate_up = torch.randn(job.experts, 2 * job.intermediate, job.hidden, generator=g) / job.hidden**0.5
     down = torch.randn(job.experts, job.hidden, job.intermediate, generator=g) / job.intermediate**0.5
@@ -143,6 +188,7 @@ def measure(rank: int, _size: int, job: Job, repeats: int) -> SimpleNamespace:
     grad = torch.randn(job.ranks, job.tokens, job.hidden, generator=g)[rank]
     ids = torch.from_numpy(job.ids_RTK[rank])
     theirs, their_experts = hugging_face(job, gate_up, down)
+    simple, simple_experts = plain(job, gate_up, down)
     mine, my_experts, exchange = ours(job, gate_up, down)
 
     def step(layer: Callable[..., Tensor], experts: nn.Module) -> tuple[float, Tensor]:
@@ -155,12 +201,14 @@ def measure(rank: int, _size: int, job: Job, repeats: int) -> SimpleNamespace:
         dist.barrier()
         return time.perf_counter() - start, y.detach()
 
-    times: dict[str, list[float]] = {"theirs": [], "ours": []}
+    times: dict[str, list[float]] = {"theirs": [], "plain": [], "ours": []}
     for repeat in range(repeats + 2):
         seconds, their_y = step(theirs, their_experts)
+        plain_seconds, plain_y = step(simple, simple_experts)
         our_seconds, our_y = step(mine, my_experts)
         if repeat >= 2:
             times["theirs"].append(seconds)
+            times["plain"].append(plain_seconds)
             times["ours"].append(our_seconds)
     assert exchange.last_hops is not None
     local = job.experts // job.ranks
@@ -169,7 +217,9 @@ def measure(rank: int, _size: int, job: Job, repeats: int) -> SimpleNamespace:
         theirs=statistics.median(times["theirs"]),
         ours=statistics.median(times["ours"]),
         ratio=statistics.median(a / b for a, b in zip(times["ours"], times["theirs"], strict=True)),
-        error=float((our_y - their_y).abs().max() / their_y.abs().max()),
+        plain=statistics.median(times["plain"]),
+        plain_ratio=statistics.median(a / b for a, b in zip(times["ours"], times["plain"], strict=True)),
+        error=float(max((one - their_y).abs().max() for one in (our_y, plain_y)) / their_y.abs().max()),
         rows_theirs=int(to_R.sum() - to_R[rank]),
         rows_ours=sum(sum(h.sent_R) - h.sent_R[rank] for h in exchange.last_hops.values()),
     )
@@ -191,9 +241,10 @@ def main() -> None:
         for hidden, inner in ((128, 64), (512, 256))
         for name in ("pairwise", "dedup")
     ]
-    columns = ("routing", "ranks", "layer (T, E, k, H, I)", "our exchange", "theirs ms", "ours ms", "ours / theirs")
-    print("|", " | ".join((*columns, "rows sent: theirs, ours (all ranks)", "error")), "|")
-    print("|---|---|---|---|---|---|---|---|---|")
+    columns = ("routing", "ranks", "layer (T, E, k, H, I)", "our exchange", "HF ms", "plain ms", "ours ms")
+    ratios = ("ours / HF", "ours / plain", "rows sent: theirs, ours (all ranks)", "error")
+    print("|", " | ".join((*columns, *ratios)), "|")
+    print("|" + "---|" * (len(columns) + len(ratios)))
     for job in jobs:
         with RankPool(job.ranks) as pool:
             found = pool.run(measure, job, repeats, timeout_s=300)
@@ -201,7 +252,9 @@ def main() -> None:
         shape = f"{job.tokens}, {job.experts}, {job.top_k}, {job.hidden}, {job.intermediate}"
         print(
             f"| {job.what} | {job.ranks} | {shape} | {job.exchange} | {max(f.theirs for f in found) * 1e3:.1f} "
-            f"| {slowest.ours * 1e3:.1f} | {statistics.median(f.ratio for f in found):.2f} "
+            f"| {max(f.plain for f in found) * 1e3:.1f} | {slowest.ours * 1e3:.1f} "
+            f"| {statistics.median(f.ratio for f in found):.2f} "
+            f"| {statistics.median(f.plain_ratio for f in found):.2f} "
             f"| {sum(f.rows_theirs for f in found):,}, {sum(f.rows_ours for f in found):,} "
             f"| {max(f.error for f in found):.0e} |",
             flush=True,
