@@ -1,7 +1,7 @@
-"""Lower bounds on the cost of every placement of a layer: what the gap in plan.json is measured against.
+"""A lower bound by prices: the maximum over resources is at least any weighted mean of them.
 
-The maximum over resources is at least any weighted mean of them, so for weights on the links of each phase and on the
-ranks every row has a price and every placement costs at least the sum of its cheapest prices:
+For weights on the links of each phase and on the ranks every row has a price, and every placement costs at least the
+sum of its cheapest prices:
 
     T >= start-up + launch + sum over experts ( rows served at the best price that the number of copies allows )
 
@@ -9,155 +9,53 @@ With one copy an expert serves one domain locally; each further copy saves at mo
 best use of the spare slots is to sort the savings. A second bound follows from the pigeonholes: at rank load t an
 expert of load w needs ceil(w / t) slots. Many layers are bounded at once: what a link asks is the same for all.
 
-Shapes: L layers, C source classes, E experts, R ranks, D domains, N links, F families of alike links.
+Shapes: L layers, C source classes, E experts, R ranks, D domains, N links, F _families of alike links.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import scipy.sparse as sp
 
-from planner.cost import Phase, StepCost
-from planner.layer import LayerProblem
+from planner.cost import Phase
 from planner.placement import BoolArray, FloatArray, IntArray
-from planner.step_rows import linked_rows_LCE, step_tokens
-from planner.workload import Workload
+from planner.solve.bounds.layers import BoundedLayers
 
 
-@dataclass(frozen=True, eq=False)
-class BoundedLayers:
-    """What a bound sees of some layers.
-
-    Attributes:
-        cost: the price list.
-        rows_CLE: pairs behind the rows on links, from one rank of each class.
-        load_LE, active_LE: pairs of each expert over all ranks, and the chance that it gets any.
-        most_pairs_L: most experts that a token visits; None where rows are not counted over tokens.
-        class_domain_C, domain_R: domains of classes and ranks.
-        slots_R: slots that each rank may use.
-
-    """
-
-    cost: StepCost
-    rows_CLE: FloatArray
-    load_LE: FloatArray
-    active_LE: FloatArray
-    most_pairs_L: IntArray | None
-    class_domain_C: IntArray
-    domain_R: IntArray
-    slots_R: IntArray
-
-    @classmethod
-    def of_workload(cls, workload: Workload, cost: StepCost, slots_R: IntArray) -> BoundedLayers:
-        """Take all layers of a workload."""
-        counted = any(leg.distinct for leg in cost.dispatch.legs)
-        rows_LCE = linked_rows_LCE(workload) if counted else workload.rows_LCE
-        return cls(
-            cost=cost,
-            rows_CLE=np.ascontiguousarray(rows_LCE.transpose(1, 0, 2)),
-            load_LE=workload.load_LE,
-            active_LE=1.0 - np.exp(-workload.load_LE),
-            most_pairs_L=step_tokens(workload).most_pairs_L if counted else None,
-            class_domain_C=workload.class_domain_C,
-            domain_R=np.asarray(workload.cluster.domain_of_rank, dtype=np.int64),
-            slots_R=np.asarray(slots_R, dtype=np.int64),
-        )
-
-    @classmethod
-    def of_problem(cls, problem: LayerProblem) -> BoundedLayers:
-        """Take a single layer."""
-        most = None if problem.tokens is None else np.diff(problem.tokens.expert_PE.indptr).max(keepdims=True)
-        return cls(
-            cost=problem.cost,
-            rows_CLE=problem.linked_rows_CE[:, None],
-            load_LE=problem.load_E[None],
-            active_LE=problem.active_E[None],
-            most_pairs_L=most,
-            class_domain_C=problem.class_domain_C,
-            domain_R=problem.domain_R,
-            slots_R=problem.slots_R,
-        )
-
-    @property
-    def spare(self) -> int:
-        """Return the slots beyond one for each expert."""
-        return int(self.slots_R.sum()) - int(self.load_LE.shape[1])
-
-    def where(self, chosen_L: BoolArray) -> BoundedLayers:
-        """Return some of the layers."""
-        most = None if self.most_pairs_L is None else self.most_pairs_L[chosen_L]
-        return replace(
-            self,
-            rows_CLE=self.rows_CLE[:, chosen_L],
-            load_LE=self.load_LE[chosen_L],
-            active_LE=self.active_LE[chosen_L],
-            most_pairs_L=most,
-        )
-
-
-def lower_bound(problem: LayerProblem) -> float:
-    """Return a proven lower bound on `layer_us` over every placement with these slots and any shares."""
-    return float(lower_bounds(BoundedLayers.of_problem(problem))[0])
-
-
-def lower_bounds(layers: BoundedLayers) -> FloatArray:
-    """Return the lower bound of each layer [L].
-
-    Where rows are counted by distinct target, a token sends at least its pairs there divided by the most pairs that it
-    can have there; the bound is valid and loose.
-    """
-    if layers.most_pairs_L is None:
-        return _alike_bounds(layers, None)
-    bound_L = np.empty(len(layers.load_LE))
-    for most in np.unique(layers.most_pairs_L):
-        alike_L = layers.most_pairs_L == most
-        bound_L[alike_L] = _alike_bounds(layers.where(alike_L), float(most))
-    return bound_L
-
-
-def imbalance_bounds(load_LE: FloatArray, slots_R: IntArray) -> FloatArray:
-    """Return the least imbalance (max over ranks / mean of token-expert pairs) of each layer [L] in these slots."""
-    mean_L = load_LE.sum(axis=1) / len(slots_R)
-    bound_L: FloatArray = np.maximum(pigeonhole_loads(load_LE, slots_R) / np.maximum(mean_L, np.finfo(float).tiny), 1.0)
-    return bound_L
-
-
-def _alike_bounds(layers: BoundedLayers, most_pairs: float | None) -> FloatArray:
-    """Bound layers whose tokens visit equally many experts."""
+def priced_bounds(layers: BoundedLayers) -> FloatArray:
+    """Return the lower bound of each layer [L] on dispatch + experts + combine, without start-up and launch."""
     cost, load_LE = layers.cost, layers.load_LE
-    fixed_us = cost.dispatch.alpha_us + cost.launch_us + cost.combine.alpha_us
     packed_us_L = float(cost.row_us_R.min()) * pigeonhole_loads(load_LE, layers.slots_R)
     level_us_L = load_LE.sum(axis=1) / (1.0 / cost.row_us_R).sum()  # every rank equally long at its rows
     tight_L = packed_us_L > level_us_L  # else the priced experts are the tighter half anyhow
     packed = layers.where(tight_L)
-    best_L = packed_us_L.copy()
-    for local_C, remote_C in _cheapest_prices(layers, most_pairs):
+    best_L: FloatArray = packed_us_L.copy()
+    for local_C, remote_C in _cheapest_prices(layers):
         best_L = np.maximum(best_L, _priced_us(layers, local_C, remote_C, best_L, compute=True))
         if tight_L.any():
             base_L = packed_us_L[tight_L]
             links_L = _priced_us(packed, local_C, remote_C, best_L[tight_L] - base_L, compute=False)
             best_L[tight_L] = np.maximum(best_L[tight_L], base_L + links_L)
-    return cost.layer_bound_us(fixed_us + best_L)
+    return best_L
 
 
-def _cheapest_prices(layers: BoundedLayers, most_pairs: float | None) -> Iterator[tuple[FloatArray, FloatArray]]:
-    """Yield, for each pair of families of alike links, the cheapest row inside each class's own domain and outside."""
-    D = int(layers.domain_R.max()) + 1
+def _cheapest_prices(layers: BoundedLayers) -> Iterator[tuple[FloatArray, FloatArray]]:
+    """Yield, for each pair of _families of alike links, the cheapest row inside each class's own domain and outside."""
+    D = layers.num_domains
     inside_CR = layers.domain_R[None, :] == layers.class_domain_C[:, None]
     cost = layers.cost
-    for dispatch_CR in _prices(layers, cost.dispatch, most_pairs):
-        for combine_CR in _prices(layers, cost.combine, most_pairs):
+    for dispatch_CR in _prices(layers, cost.dispatch):
+        for combine_CR in _prices(layers, cost.combine):
             price_CR = dispatch_CR + combine_CR
             local_C = np.where(inside_CR, price_CR, np.inf).min(axis=1)
             yield local_C, np.where(inside_CR, np.inf, price_CR).min(axis=1) if D > 1 else local_C
 
 
-def _prices(layers: BoundedLayers, phase: Phase, most_pairs: float | None) -> list[FloatArray]:
-    """Return one price table [C, R] (microseconds of the phase per pair) for each family of alike links."""
+def _prices(layers: BoundedLayers, phase: Phase) -> list[FloatArray]:
+    """Return one price table [C, R] (microseconds of the phase per row) for each family of alike links."""
     C, R = len(layers.class_domain_C), len(layers.domain_R)
     if not phase.link_names:
         return [np.zeros((C, R))]
@@ -166,9 +64,6 @@ def _prices(layers: BoundedLayers, phase: Phase, most_pairs: float | None) -> li
         table_CR = np.zeros((C, R))
         for leg in phase.legs:
             price_CT = (leg.us_XN @ weight_N).reshape(C, -1)
-            if leg.distinct:
-                assert most_pairs is not None
-                price_CT = price_CT / (min(most_pairs, layers.slots_R.max()) if leg.target == "rank" else most_pairs)
             table_CR += price_CT if leg.target == "rank" else price_CT[:, layers.domain_R]
         tables.append(table_CR)
     return tables
@@ -197,7 +92,7 @@ def _priced_us(
     Layers whose total would not exceed `known_L` even without any spare slot are spared the sorting: theirs may come
     out too high, but never above `known_L`.
     """
-    cost, D = layers.cost, int(layers.domain_R.max()) + 1
+    cost, D = layers.cost, layers.num_domains
     total_L: FloatArray = layers.rows_CLE.sum(axis=2).T @ remote_C
     slot_us, gain_C = 0.0, np.maximum(remote_C - local_C, 0.0)
     if compute:  # weights on ranks that make every rank's row equally dear
