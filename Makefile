@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 TORCH  ?= 2.13.0
+# exact versions of what the tests install, where they were locked for this Python; requirements/lock.py makes the file
+LOCK   := $(shell $(PYTHON) -c 'import sys; print("-c requirements/test.lock" * (sys.version_info[:2] == (3, 11)))')
 
 .PHONY: demo test lint bench schema clean
 
@@ -31,7 +33,7 @@ $(VENV)/torch.ready: $(VENV)/planner.ready
 	touch $@
 
 $(VENV)/test.ready: $(VENV)/torch.ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[app,test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(LOCK) -e ".[app,test]"
 	touch $@
 
 bench: $(VENV)/test.ready          ## measure everything that this machine can, into docs/benchmarks.md

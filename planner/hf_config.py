@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from planner.hf_layers import moe_layer_indices, stated_layers
-from planner.hf_values import Config, parse_json, short
+from planner.hf_values import Config, short
 from planner.hf_weights import weight_dtype
 from topologies.errors import BadInput
 from topologies.files import read_text
+from topologies.json_text import parse_json
 
+MAX_BYTES = 16 * 2**20
 EXPERTS = (
     "n_routed_experts",  # DeepSeek, GLM, Kimi, dots1, Nemotron-H
     "num_local_experts",  # Mixtral, gpt-oss, Llama-4, MiniMax, Phi-MoE, Granite
@@ -60,10 +62,10 @@ def read_config(path: Path) -> tuple[Path, Any]:
 
     """
     file = path / "config.json" if path.is_dir() else path
-    config = parse_json(read_text(file), str(file))
+    config = parse_json(read_text(file, limit_bytes=MAX_BYTES), str(file))
     beside = file.parent / "hf_quant_config.json"
     if isinstance(config, dict) and "quantization_config" not in config and beside.is_file():
-        quantization = parse_json(read_text(beside), str(beside))
+        quantization = parse_json(read_text(beside, limit_bytes=MAX_BYTES), str(beside))
         if isinstance(quantization, dict):
             config["quantization_config"] = quantization.get("quantization")
     return file, config

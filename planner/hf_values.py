@@ -76,13 +76,3 @@ def short(value: Any) -> str:
     except (ValueError, RecursionError):
         text = type(value).__name__
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def parse_json(text: str, source: str) -> Any:
-    """Return the parsed JSON text; raise BadInput that names `source` where it is none."""
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise BadInput(f"{source}: JSON nested too deeply") from error
-    except ValueError as error:  # JSONDecodeError, or a number of thousands of digits
-        raise BadInput(f"{source}: not valid JSON: {error}") from error

@@ -1,19 +1,20 @@
 """plan.json: the contract between the planner and the jobs that train and serve.
 
-    {"format": "epplan.plan", "version": 1,
+    {"format": "epplan.plan", "version": 2, "sha256": "...",
      "model": {...}, "cluster": {"name", "ranks": [{"rank", "host", "gpu", "domain"}, ...]}, "workload": {...},
      "layers": [{"layer": 3, "slots": [[12, 5, 7], ...], "shares": {"12": [{"rank": 0, "share": [0.9, 0.1]}, ...]}}],
-     "exchange": "two-level", "predicted": {...}, "certificate": {...}, "provenance": {...}}
+     "exchange": "two-level", "replica_choice": "shares", "predicted": {...}, "certificate": {...}, "provenance": {...}}
 
 `slots[rank]` lists logical experts in slot order; `shares` lists experts with unequal copies, one number per source
-domain; an expert that is not listed is shared equally over its copies.
+domain; an expert that is not listed is shared equally over its copies. `replica_choice` is `cover` where a token uses
+copies on ranks and in domains that it visits anyway (`planner.cover_choice`); without it, `shares`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -21,15 +22,18 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from planner.model import MoEModel
-from planner.placement import IntArray, Placement, check_placement, shares_of
+from planner.placement import IntArray, Placement, ReplicaChoice, check_placement, shares_of
+from planner.plan_version import digest, upgraded
 from planner.provenance import Provenance as Origin
 from planner.timing import Exchange, Overlap
 from topologies import BadInput, Cluster
 from topologies.files import read_text, write_text
+from topologies.json_text import parse_json
 
 FORMAT = "epplan.plan"
-VERSION = 1
-MAX_PLAN_BYTES = 512 * 2**20
+MAX_PLAN_BYTES = 128 * 2**20
+MAX_RANKS = 100_000
+MAX_SHARES = 20_000_000  # source domains x slots of a layer: what its shares take in memory
 SCHEMA_FILE = Path(__file__).with_name("plan.schema.json")
 
 Count = Annotated[int, Field(ge=0)]
@@ -58,14 +62,14 @@ class PlanCluster(_Strict):
     """The cluster that the plan is for."""
 
     name: str
-    ranks: tuple[PlanRank, ...] = Field(min_length=1)
+    ranks: tuple[PlanRank, ...] = Field(min_length=1, max_length=MAX_RANKS, fail_fast=True)
 
 
 class PlanWorkload(_Strict):
     """The step that the plan is made for."""
 
     tokens_per_rank: float = Field(gt=0, allow_inf_nan=False)
-    slots_per_rank: tuple[Count, ...] = Field(min_length=1)
+    slots_per_rank: tuple[Count, ...] = Field(min_length=1, fail_fast=True)
     seed: int
 
 
@@ -73,14 +77,14 @@ class Copy(_Strict):
     """One copy of a replicated expert: its rank, and the share that it serves of each source domain."""
 
     rank: Count
-    share: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(min_length=1)
+    share: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(min_length=1, fail_fast=True)
 
 
 class PlanLayer(_Strict):
     """Slots and shares of one layer; `layer` is its index in the model."""
 
     layer: Count
-    slots: tuple[tuple[Count, ...], ...]
+    slots: tuple[Annotated[tuple[Count, ...], Field(fail_fast=True)], ...] = Field(max_length=MAX_RANKS, fail_fast=True)
     shares: dict[str, tuple[Copy, ...]] = {}
 
 
@@ -109,7 +113,7 @@ class Predicted(_Strict):
     profile_status: Literal["uncalibrated", "calibrated"]
     overlap: Overlap = "none"
     provenance: Origin = "vendor"
-    layers: tuple[PredictedLayer, ...]
+    layers: tuple[PredictedLayer, ...] = Field(fail_fast=True)
 
 
 class LayerCertificate(_Strict):
@@ -138,7 +142,7 @@ class Certificate(_Strict):
     complete: bool
     solver: str
     seconds: float = Field(ge=0, allow_inf_nan=False)
-    layers: tuple[LayerCertificate, ...]
+    layers: tuple[LayerCertificate, ...] = Field(fail_fast=True)
 
 
 class Provenance(_Strict):
@@ -150,18 +154,23 @@ class Provenance(_Strict):
 
 
 class Plan(_Strict):
-    """The whole of plan.json; build one by hand, or with `load_plan`."""
+    """The whole of plan.json; build one by hand, or with `load_plan`.
+
+    `sha256` is of a file's content (`planner.plan_version.digest`); `to_json` writes it anew, and in memory it is None.
+    """
 
     format: Literal["epplan.plan"]
-    version: Literal[1]
+    version: Literal[2]
     model: MoEModel
     cluster: PlanCluster
     workload: PlanWorkload
-    layers: tuple[PlanLayer, ...] = Field(min_length=1)
+    layers: tuple[PlanLayer, ...] = Field(min_length=1, fail_fast=True)
     exchange: Exchange
+    replica_choice: ReplicaChoice = "shares"
     predicted: Predicted
     certificate: Certificate
     provenance: Provenance
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -181,6 +190,9 @@ class Plan(_Strict):
             raise ValueError(f"layers: layer numbers are not ascending or repeat: {numbers[:6]}")
         if numbers[-1] >= self.model.num_layers:
             raise ValueError(f"layers: layer {numbers[-1]} in a model of {self.model.num_layers} layers")
+        widest = max(self.model.experts, *(sum(map(len, layer.slots)) for layer in self.layers))
+        if len(domains) * widest > MAX_SHARES:
+            raise ValueError(f"layers: {len(domains)} domains x {widest} slots, over the limit of {MAX_SHARES} shares")
         slots_R = np.array(self.workload.slots_per_rank)
         for index in range(len(self.layers)):
             check_placement(self.placement(index), slots_R, where=f"layers.{index}")
@@ -216,6 +228,7 @@ class Plan(_Strict):
         if not flat or max(flat) >= self.model.experts:
             raise BadInput(f"{where}.slots: expert {max(flat, default=-1)} is not in 0..{self.model.experts - 1}")
         equal = Placement.equal_shares(entry.slots, self.model.experts, self.num_domains)
+        equal = replace(equal, replica_choice=self.replica_choice)
         if not entry.shares:
             return equal
         share_DS = equal.share_DS.copy()
@@ -248,8 +261,10 @@ class Plan(_Strict):
             )
 
     def to_json(self) -> str:
-        """Return the text of plan.json: one line a layer, numbers in full precision."""
-        document = self.model_dump(mode="json")
+        """Return the text of plan.json: a line for each layer, and one for its digest; numbers in full precision."""
+        document = self.model_dump(mode="json", exclude={"sha256"})
+        head = {"format": self.format, "version": self.version, "sha256": digest(document)}
+        document = head | document
         lines = [f"  {json.dumps(key)}: {_block(value)}" for key, value in document.items()]
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
@@ -300,18 +315,20 @@ def plan_cluster(cluster: Cluster) -> PlanCluster:
 
 def load_plan(path: str | Path) -> Plan:
     """Read and check plan.json; raise BadInput that names the file, the field and what is wrong with it."""
-    text = read_text(path, limit_bytes=MAX_PLAN_BYTES)
-    try:
-        document = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-    except (json.JSONDecodeError, RecursionError, ValueError) as error:
-        raise BadInput(f"{path}: not a JSON document: {str(error)[:200]}") from error
+    return parse_plan(read_text(path, limit_bytes=MAX_PLAN_BYTES), str(path))
+
+
+def parse_plan(text: str, where: str) -> Plan:
+    """Read and check the text of a plan; raise BadInput that starts with `where`.
+
+    Files of older versions are upgraded. A file whose `sha256` is not that of its content is refused; one without is
+    taken as it is, so whoever edits a plan deletes that line.
+    """
+    document = parse_json(text, where, constants=False)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         found = document.get("format") if isinstance(document, dict) else type(document).__name__
-        raise BadInput(f"{path}: format: not a plan (expected {FORMAT!r}, found {str(found)[:80]!r})")
-    if document.get("version") != VERSION:
-        raise BadInput(
-            f"{path}: version: {str(document.get('version'))[:40]!r} is unknown; this epplan reads version {VERSION}"
-        )
+        raise BadInput(f"{where}: format: not a plan (expected {FORMAT!r}, found {str(found)[:80]!r})")
+    document = upgraded(document, where)
     try:
         return Plan.model_validate(document)
     except ValidationError as error:
@@ -319,22 +336,9 @@ def load_plan(path: str | Path) -> Plan:
         field = ".".join(str(part) for part in first["loc"])
         got = "" if isinstance(first["input"], dict) else f" (got {str(first['input'])[:80]!r})"
         message = first["msg"].removeprefix("Value error, ")
-        raise BadInput(f"{path}: {field + ': ' if field else ''}{message}{got if field else ''}") from error
+        raise BadInput(f"{where}: {field + ': ' if field else ''}{message}{got if field else ''}") from error
     except BadInput as error:
-        raise BadInput(f"{path}: {error}") from error
-
-
-def _no_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice[:80]!r} stands twice in one object")
-    return document
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
+        raise BadInput(f"{where}: {error}") from error
 
 
 def schema_text() -> str:

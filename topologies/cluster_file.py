@@ -17,7 +17,7 @@ FORMAT = "epplan.cluster"
 VERSION = 1
 MAX_BYTES = 16 * 2**20
 MAX_DEPTH = 32
-MAX_EVENTS = 2_000_000
+MAX_EVENTS = 500_000
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -86,7 +86,7 @@ class _Loader(yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader):  
 
 
 def parse_yaml(text: str, where: str) -> object:
-    """Read one YAML document within limits: no aliases (they can grow without bound), no deep nesting."""
+    """Read one YAML document within limits: no aliases (they can grow without bound), no tags, no deep nesting."""
     try:
         _check_events(text, where)
         return yaml.load(text, Loader=_Loader)
@@ -99,6 +99,8 @@ def _check_events(text: str, where: str) -> None:
     for count, event in enumerate(yaml.parse(text, Loader=_Loader)):
         if isinstance(event, yaml.AliasEvent):
             raise BadInput(f"{where}: YAML aliases are not accepted in this file (*{event.anchor})")
+        if tag := getattr(event, "tag", None):
+            raise BadInput(f"{where}: YAML tags are not accepted in this file ({str(tag)[:80]})")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH or count > MAX_EVENTS:
             raise BadInput(f"{where}: nested deeper than {MAX_DEPTH} levels or longer than {MAX_EVENTS} items")

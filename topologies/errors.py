@@ -3,10 +3,14 @@
     EpplanError
     ├── BadInput      the user's input is wrong: one line that names the culprit, both values and the fix; exit code 2
     ├── Infeasible    the request cannot be met: which constraint, by how much, the nearest feasible change; exit code 1
+    ├── SolverFault   the search returned what is no plan (planner.solve.verify); nothing is written; exit code 1
     └── exit code 1, from a job that runs:
         ├── RankFailed      a rank raised, died or hung            executor.failures
+        ├── RankLost        the same, as the other ranks see it    executor.failures
         ├── GuardError      ranks disagree about a collective      executor.guard
-        └── NotConforming   what runs is not the plan              executor.conformance
+        ├── NotConforming   what runs is not the plan              executor.conformance
+        ├── BadRouting      a router gave no expert, or no number  executor.deployment
+        └── NotSaved        a rank could not write a checkpoint    executor.checkpoint
 
 Anything else that leaves a public function is a bug of ours and keeps its traceback.
 It lives in the lowest package because every other one raises it.
@@ -20,11 +24,33 @@ from collections.abc import Iterable
 MAX_SHOWN = 100
 """Characters of a wrong name that an error repeats."""
 
+MAX_TEXT = 1000
+"""Characters of an error's text; of a longer one the middle goes."""
+
 
 class EpplanError(Exception):
-    """Base of everything that epplan raises on purpose; its text is one line for the user."""
+    """Base of everything that epplan raises on purpose; its text is one line for the user.
+
+    What an error repeats of a file may hold anything: line breaks, letters that move a terminal's cursor, half a pair
+    of surrogates. So the text is made one printable line of bounded length here, whoever raises it.
+    """
 
     exit_code = 2
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(printable(text))
+
+
+def printable(text: str) -> str:
+    r"""Return a text as one line: white space as single blanks, all else that does not print as an escape.
+
+    >>> printable("a\n b\x1b[2J\ud800")
+    'a b\\x1b[2J\\ud800'
+    """
+    line = " ".join(text.split())
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line[: MAX_TEXT * 50])
+    return line if len(line) <= MAX_TEXT else f"{line[: MAX_TEXT // 2 - 3]} ... {line[2 - MAX_TEXT // 2 :]}"
 
 
 class BadInput(EpplanError):

@@ -177,7 +177,7 @@ def _badness(cell: str) -> tuple[int, int]:
 
 def _require_cells(matrix: _Matrix, where: str) -> None:
     for a, b in combinations(matrix.devices, 2):
-        if _GPU.fullmatch(a) and frozenset((a, b)) not in matrix.cells:
+        if (_GPU.fullmatch(a) or _GPU.fullmatch(b)) and frozenset((a, b)) not in matrix.cells:
             raise BadInput(
                 f"{where}: the cell {a} - {b} is missing from both rows (cut off?); print the whole matrix again"
             )

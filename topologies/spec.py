@@ -111,8 +111,8 @@ class HostLink(Frozen):
 class Host(Frozen):
     """One machine: its parts and the cables between them."""
 
-    nodes: tuple[HostNode, ...] = Field(min_length=1, max_length=MAX_NODES_PER_HOST)
-    links: tuple[HostLink, ...] = Field(max_length=16 * MAX_NODES_PER_HOST)
+    nodes: tuple[HostNode, ...] = Field(min_length=1, max_length=MAX_NODES_PER_HOST, fail_fast=True)
+    links: tuple[HostLink, ...] = Field(max_length=16 * MAX_NODES_PER_HOST, fail_fast=True)
 
     @model_validator(mode="after")
     def _consistent(self) -> Host:
@@ -186,10 +186,10 @@ class ClusterSpec(Frozen):
     name: Name
     gpus: dict[Name, Gpu] = Field(default_factory=dict)
     hosts: dict[Name, Host] = Field(min_length=1)
-    layout: tuple[HostGroup, ...] = Field(min_length=1)
+    layout: tuple[HostGroup, ...] = Field(min_length=1, max_length=MAX_HOSTS, fail_fast=True)
     domain_hosts: int = Field(default=1, ge=1, le=MAX_HOSTS)
     fabric: Fabric = Fabric()
-    provenance: tuple[str, ...] = ()
+    provenance: tuple[str, ...] = Field(default=(), fail_fast=True)
 
     @model_validator(mode="after")
     def _consistent(self) -> ClusterSpec:

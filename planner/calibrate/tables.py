@@ -15,6 +15,7 @@ import io
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,8 @@ from topologies.errors import BadInput
 from topologies.files import read_text
 from topologies.reading import gpu_by_name
 
-MAX_TABLE_BYTES = 256 * 2**20
+MAX_TABLE_BYTES = 64 * 2**20
+MAX_COLUMNS = 1000
 _EP = ("ranks", "nodes", "tokens_per_rank", "hidden", "top_k", "experts")
 
 # kind -> (numeric columns that it needs, other columns that it needs); the first kind whose columns are all there
@@ -96,6 +98,9 @@ def read_table(path: str | Path) -> Table:
     name = Path(path).name
     if _is_nccl_tests(text):
         return _usable(name, "nccl", _nccl_tests(text, name))
+    header = next((line for line in text.splitlines() if line.strip() and not line.startswith("#")), "")
+    if header.count(",") >= MAX_COLUMNS:
+        raise BadInput(f"{name}: {header.count(',') + 1} columns, over the limit of {MAX_COLUMNS}")
     try:
         frame = pd.read_csv(io.StringIO(text), skipinitialspace=True, comment="#")
     except (ValueError, pd.errors.ParserError) as error:  # EmptyDataError is a ValueError
@@ -132,7 +137,7 @@ def _usable(name: str, kind: str, frame: pd.DataFrame) -> Table:
     for column in (*numbers, *_OPTIONAL_NUMBERS):
         if column not in frame.columns:
             continue
-        values = pd.to_numeric(frame[column], errors="coerce").astype(float)
+        values = _numbers(frame[column])
         if column in numbers:
             low = 0.0 if column in _MAY_BE_ZERO else np.finfo(float).tiny
             good &= np.isfinite(values) & (values >= low) & (values <= _MOST.get(column, _LARGEST))
@@ -143,7 +148,7 @@ def _usable(name: str, kind: str, frame: pd.DataFrame) -> Table:
     if "ranks" in numbers:
         good &= (frame["ranks"] >= 2) | (kind == "experts")
     frame = frame.assign(**{c: "unknown" for c in ("system", "dtype") if c not in frame.columns})
-    frame = frame.assign(**{c: frame[c].fillna("unknown").astype(str) for c in ("system", "dtype")})
+    frame = frame.assign(**{c: frame[c].astype(object).fillna("unknown").astype(str) for c in ("system", "dtype")})
     kept = frame[good].reset_index(drop=True)
     if kept.empty:
         raise BadInput(
@@ -156,7 +161,18 @@ def _usable(name: str, kind: str, frame: pd.DataFrame) -> Table:
     return Table(name, kind, kept, remarks)
 
 
-_DATA_LINE = re.compile(r"^\s*(\d+)\s+(\d+)\s+([a-z]\w*)\s+(\S+)\s+(-?\d+)\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)\s+(\S+)")
+def _numbers(column: pd.Series[Any]) -> pd.Series[float]:
+    """Return a column as floats, NaN where it holds something else."""
+    try:
+        return pd.to_numeric(column, errors="coerce").astype(float)
+    except OverflowError:  # an integer of hundreds of digits
+        return pd.to_numeric(column.astype(str).where(column.astype(str).str.len() < 300), errors="coerce").astype(
+            float
+        )
+
+
+_NUMBER = r"\s+([0-9]+\.?[0-9]*)"
+_DATA_LINE = re.compile(rf"^\s*([0-9]+)\s+([0-9]+)\s+([a-z]\w*)\s+(\S+)\s+(-?[0-9]+){_NUMBER * 3}\s+(\S+)", re.ASCII)
 _RANK_LINE = re.compile(r"^#\s+Rank\s+(\d+)\s.*?\son\s+(\S+)\s+device\s+\d+\s+\[[^\]]*\]\s+(.+?)\s*$")
 _THREADS = re.compile(r"nThread\s+(\d+)\s+nGpus\s+(\d+)")
 

@@ -11,19 +11,19 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from planner.exporters import megatron
-from planner.hf_values import parse_json
 from planner.importers.slot_file import SlotFile, check_keys, expert_row, expert_rows, integer_array
 from planner.readers.npy import read_npy, read_npz_arrays
-from planner.readers.raw import decode, one_line
+from planner.readers.raw import decode
 from planner.readers.torch_zip import read_torch
 from planner.readers.zips import open_zip
+from topologies.cluster_file import parse_yaml
 from topologies.errors import BadInput
+from topologies.json_text import parse_json
 
-MAX_BYTES = 256 * 2**20
+MAX_BYTES = 64 * 2**20
 MAX_RANKS = 100_000
 
 
@@ -57,7 +57,7 @@ def read_lp_shares(data: bytes, source: str) -> SlotFile:
 
 def read_trtllm(data: bytes, source: str) -> SlotFile:
     """Read the YAML of `num_slots` and `initial_global_assignments`."""
-    document = check_keys(_yaml(data, source), ("num_slots", "initial_global_assignments"), source)
+    document = check_keys(parse_yaml(decode(data, source), source), ("num_slots", "initial_global_assignments"), source)
     assignments, slots = document["initial_global_assignments"], document["num_slots"]
     if not isinstance(assignments, dict) or not assignments:
         raise BadInput(f"{source}: initial_global_assignments: not a mapping of layers to lists")
@@ -227,21 +227,3 @@ def _map_rows(content: dict[str, Any], source: str) -> tuple[NDArray[np.int64], 
     if not isinstance(array, np.ndarray):
         raise BadInput(f"{source}: physical_to_logical_map is a {type(array).__name__}, not a tensor")
     return tuple(integer_array(array, 2, 0, f"{source}: physical_to_logical_map"))
-
-
-class _OneKeyEach(yaml.SafeLoader):
-    """YAML without objects, in which a key may not stand twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build a mapping; raise where a key stands twice."""
-        mapping = super().construct_mapping(node, deep=deep)
-        if len(mapping) != len(node.value):
-            raise yaml.constructor.ConstructorError(None, None, "a key stands twice", node.start_mark)
-        return mapping
-
-
-def _yaml(data: bytes, source: str) -> Any:
-    try:
-        return yaml.load(decode(data, source), Loader=_OneKeyEach)
-    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
-        raise BadInput(f"{source}: not valid YAML: {one_line(error)}") from error

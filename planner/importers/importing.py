@@ -74,7 +74,7 @@ def import_plan(
     best = min(predictions, key=lambda prediction: prediction.total_us)
     return Plan(
         format="epplan.plan",
-        version=1,
+        version=2,
         model=workload.model,
         cluster=plan_cluster(workload.cluster),
         workload=PlanWorkload(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 
 from planner.readers.csv_counts import read_csv
@@ -18,9 +17,10 @@ from planner.readers.source import RoutingFile
 from planner.readers.trtllm import is_statistics, read_trtllm
 from planner.readers.zips import open_zip
 from topologies.errors import BadInput
+from topologies.json_text import parse_json
 
-MAX_JSON_BYTES = 256 * 2**20
-MAX_LINE_BYTES = 256 * 2**20
+MAX_JSON_BYTES = 64 * 2**20
+MAX_LINE_BYTES = 64 * 2**20
 HEAD_BYTES = 65_536
 FORMATS = (
     'JSON {"logical_count": [layers][experts]}, JSONL of such objects or of a Megatron routing trace, SGLang recorder '
@@ -79,8 +79,8 @@ def _read_json(file: RoutingFile) -> RawRouting:
     if not more and b'"top_indices"' not in line:
         return read_json(file.read(MAX_JSON_BYTES), file.source)
     try:
-        first = json.loads(line)
-    except (ValueError, RecursionError):
+        first = parse_json(line, file.source)
+    except BadInput:
         first = None
     if not isinstance(first, dict):
         return read_json(file.read(MAX_JSON_BYTES), file.source)

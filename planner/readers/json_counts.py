@@ -9,21 +9,20 @@ Every line of a JSONL file is a step.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.hf_values import parse_json
-from planner.readers.raw import RawRouting, check_ids, checked_counts, decode, from_steps, names_held, one_line
+from planner.readers.raw import RawRouting, check_ids, checked_counts, decode, from_steps, names_held
 from planner.readers.source import RoutingFile
 from planner.readers.tally import Tally
 from topologies.errors import BadInput
+from topologies.json_text import parse_json
 
 MAX_DEPTH = 3
-MAX_LINE_BYTES = 256 * 2**20
+MAX_LINE_BYTES = 64 * 2**20
 COUNTS = (
     "logical_count",
     "global_expert_load_window",
@@ -43,11 +42,7 @@ def read_jsonl(file: RoutingFile) -> RawRouting:
     """Return the counts of a file with an object on every line, each a step."""
     tally = Tally(file.source)
     for step, (what, line) in enumerate(_lines(file)):
-        try:
-            document = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise BadInput(f"{what}: not valid JSON: {one_line(error)}") from error
-        counts, name = _logical(document, what)
+        counts, name = _logical(parse_json(line, what), what)
         for layer, count_E in enumerate(from_steps(counts, name).counts[:, 0]):  # type: ignore[index]  # counts are set
             tally.add(layer, 0, step, count_E)
     return tally.result(stated=False)
@@ -72,7 +67,8 @@ def _logical(document: Any, source: str) -> tuple[NDArray[np.float64], str]:
     if "physical_to_logical_map" not in document:
         return values, what
     name = f"{source}: physical_to_logical_map"
-    map_LP = _as_array(document["physical_to_logical_map"], name)
+    mapped = document["physical_to_logical_map"]
+    map_LP = _as_array(mapped if isinstance(mapped, list) else [mapped], name)
     check_ids(map_LP, name)
     if map_LP.ndim != 2 or values.shape[-2:] != map_LP.shape or map_LP.min() < 0:
         raise BadInput(
@@ -111,7 +107,8 @@ def _as_array(nested: list[Any], what: str) -> NDArray[Any]:
 
 
 def _has_bool(value: Any) -> bool:
-    return any(type(v) is bool or (type(v) is list and _has_bool(v)) for v in value)
+    kinds = set(map(type, value))
+    return bool in kinds or (list in kinds and any(_has_bool(v) for v in value if type(v) is list))
 
 
 def _blame(value: Any, what: str, shape: tuple[int, ...] | None, depth: int) -> tuple[int, ...]:

@@ -8,7 +8,6 @@ noticed where a model is given. Multi-token-prediction blocks are left out. `ran
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.readers.plain_tables import table_of
-from planner.readers.raw import RawRouting, check_ids, one_line, refuse_repeats
+from planner.readers.raw import RawRouting, check_ids, refuse_repeats
 from planner.readers.source import RoutingFile
 from planner.readers.tally import Tally
 from topologies.errors import BadInput
+from topologies.json_text import parse_json
 
-MAX_LINE_BYTES = 256 * 2**20
+MAX_LINE_BYTES = 64 * 2**20
 MAX_RANK = 99_999
 FIELDS = ("step", "layer", "rank", "top_indices")
 
@@ -88,10 +88,7 @@ def _record(line: bytes, what: str) -> dict[str, Any]:
     start = line.find(b"[", line.find(b'"top_indices"'))
     end = line.find(b"]]", start) + 2
     ids_TK = table_of(line[start:end]) if 0 < start < end else None
-    try:
-        record = json.loads(line if ids_TK is None else line[:start] + b"[]" + line[end:])
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{what}: not valid JSON: {one_line(error)}") from error
+    record = parse_json(line if ids_TK is None else line[:start] + b"[]" + line[end:], what)
     if ids_TK is not None and isinstance(record, dict) and record.get("top_indices") == []:
         record["top_indices"] = ids_TK
     missing = [key for key in FIELDS if not isinstance(record, dict) or key not in record]

@@ -16,13 +16,12 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.readers.raw import MAX_ARRAY_BYTES, one_line
+from planner.readers.raw import MAX_ARRAY_BYTES, MAX_RATIO, one_line
 from planner.readers.zips import ZIP_ERRORS, open_zip
 from topologies.errors import BadInput
 
 MAX_HEADER_BYTES = 10_000
 PIECE_BYTES = 16 * 2**20
-MAX_STREAM_BYTES = 2**40
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +116,9 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, source: str) -> Arr
     what = f"{source}: {one_line(info.filename.removesuffix('.npy'))}"
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise BadInput(f"{what}: is packed by zip method {info.compress_type}; known are stored and deflate")
-    if info.file_size > MAX_STREAM_BYTES:
-        raise BadInput(f"{what}: unpacks to {info.file_size} bytes, over the limit of {MAX_STREAM_BYTES}")
+    most = MAX_ARRAY_BYTES + MAX_RATIO * min(info.compress_size, archive.start_dir)
+    if info.file_size > most:
+        raise BadInput(f"{what}: unpacks to {info.file_size} bytes from {info.compress_size}; the limit is {most}")
 
     def open_member() -> BinaryIO:
         try:

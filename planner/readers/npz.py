@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.readers.npy import ArrayFile, npy_file, npz_files
-from planner.readers.raw import RawRouting, checked_counts, names_held
+from planner.readers.raw import MAX_EXPERTS, RawRouting, checked_counts, names_held
 from planner.readers.router_logits import is_logits, read_logits
 from planner.readers.source import RoutingFile
 from planner.readers.traces import read_trace
 from topologies.errors import BadInput
 
+MAX_LAYERS = 10_000
 STATED = ("topk_ids", "counts", "layers", "token_source", "experts")
 
 
@@ -36,11 +37,11 @@ def read_npz(archive: zipfile.ZipFile, source: str, top_k: int | None) -> RawRou
         raise BadInput(
             f"{source}: needs one of topk_ids and counts, has {' and '.join(given) or 'neither'}; arrays: {held}"
         )
-    layers = tuple(_integers(arrays, "layers")) if "layers" in arrays else None
-    experts = _integers(arrays, "experts", flat=True)[0] if "experts" in arrays else None
+    layers = tuple(_integers(arrays, "layers", MAX_LAYERS).tolist()) if "layers" in arrays else None
+    experts = int(_integers(arrays, "experts", 1)[0]) if "experts" in arrays else None
     if "counts" in arrays:
         return _with_labels(_counts(arrays["counts"]), layers, experts)
-    sources = np.array(_integers(arrays, "token_source"), dtype=np.int64) if "token_source" in arrays else None
+    sources = _integers(arrays, "token_source") if "token_source" in arrays else None
     return _with_labels(read_topk_ids(arrays["topk_ids"], sources), layers, experts)
 
 
@@ -59,6 +60,8 @@ def read_topk_ids(array: ArrayFile, token_source: NDArray[np.int64] | None = Non
     if len(array.shape) != 3 or 0 in array.shape:
         raise BadInput(f"{array.what}: shape {list(array.shape)}, not [layers, tokens, top_k] with entries in it")
     rows, tokens, top_k = array.shape
+    if top_k > MAX_EXPERTS:
+        raise BadInput(f"{array.what}: {top_k} ids a token; there are {MAX_EXPERTS} expert ids at most")
     if token_source is not None and len(token_source) != tokens:
         source = array.what.removesuffix("topk_ids")
         raise BadInput(f"{source}token_source has {len(token_source)} entries, topk_ids has {tokens} tokens")
@@ -80,12 +83,14 @@ def _with_labels(raw: RawRouting, layers: tuple[int, ...] | None, experts: int |
     return RawRouting(**fields)
 
 
-def _integers(arrays: dict[str, ArrayFile], name: str, *, flat: bool = False) -> list[int]:
-    """Return a 1-D array of integers of at least 0 as a list."""
+def _integers(arrays: dict[str, ArrayFile], name: str, most: int | None = None) -> NDArray[np.int64]:
+    """Return a list of integers of at least 0; with `most` = 1 it may be a number."""
     values, what = arrays[name].read(), arrays[name].what
-    values = values.reshape(-1) if flat else values
+    values = values.reshape(1) if values.ndim == 0 and most == 1 else values
     if values.dtype.kind not in "iu" or values.ndim != 1 or not values.size:
         raise BadInput(f"{what}: {values.dtype} of shape {list(values.shape)}, not a list of integers")
+    if most is not None and values.size > most:
+        raise BadInput(f"{what}: {values.size} entries, over the limit of {most}")
     if int(values.min()) < 0 or int(values.max()) >= 2**31:
         raise BadInput(f"{what}: reaches from {values.min()} to {values.max()}, outside 0..2147483647")
-    return [int(v) for v in values]
+    return values.astype(np.int64)

@@ -12,14 +12,17 @@ from numpy.typing import NDArray
 
 from topologies.errors import BadInput
 
-MAX_ARRAY_BYTES = 4 * 2**30
-"""The largest array, unpacked, that a reader builds."""
+MAX_ARRAY_BYTES = 256 * 2**20
+"""The largest array, unpacked, that a reader holds whole; traces and logits are read in pieces and may be larger."""
+
+MAX_RATIO = 64
+"""How much smaller packing may make what is over `MAX_ARRAY_BYTES`: expert ids and counts pack to a tenth at best."""
 
 MAX_COUNT = 1e300
 """Larger counts would overflow when they are summed."""
 
-MAX_COUNTS_BYTES = 2**30
-"""The largest array of counts by layer, source and expert."""
+MAX_COUNTS_BYTES = 160 * 2**20
+"""The largest array of counts by layer, source and expert; three or four of them live at once."""
 
 MAX_WINDOWS = 16
 """Spans of time that a recording is told apart into."""

@@ -6,7 +6,6 @@ the end of the header; tensors lie without gaps or overlaps.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +15,10 @@ from planner.readers.npy import ArrayFile
 from planner.readers.raw import one_line
 from planner.readers.source import RoutingFile
 from topologies.errors import BadInput
+from topologies.json_text import parse_json
 
-MAX_HEADER_BYTES = 100_000_000  # the limit of the format
+MAX_HEADER_BYTES = 64 * 2**20  # the format allows 100 MB
+MAX_TENSORS = 500_000
 DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "u1", "F8_E4M3": "u1", "F8_E5M2": "u1",
@@ -47,10 +48,7 @@ def read_header(file: RoutingFile) -> tuple[dict[str, SafeTensor], dict[str, str
         length = int.from_bytes(stream.read(8), "little")
         if length > MAX_HEADER_BYTES or length + 8 > file.size:
             raise BadInput(f"{file.source}: a safetensors header of {length} bytes in a file of {file.size}")
-        try:
-            header = json.loads(stream.read(length).decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise BadInput(f"{file.source}: damaged safetensors header: {one_line(error)}") from error
+        header = parse_json(stream.read(length), f"{file.source}: damaged safetensors header", max_keys=MAX_TENSORS)
     if not isinstance(header, dict):
         raise BadInput(f"{file.source}: the safetensors header is no object")
     metadata = header.pop("__metadata__", {})

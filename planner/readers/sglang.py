@@ -109,7 +109,8 @@ class _Dump:
     def _integer(self, record: dict[Any, Any], key: str, what: str) -> int:
         value = record.get(key)
         if type(value) is not int or not 0 <= value < 2**31:
-            raise BadInput(f"{what}: {key} = {str(value)[:40]!r} is not an integer of at least 0")
+            shown = str(value)[:40] if isinstance(value, int | float | str) else type(value).__name__
+            raise BadInput(f"{what}: {key} = {shown!r} is not an integer of at least 0")
         return value
 
     def _tensor(self, record: dict[Any, Any], key: str, what: str) -> NDArray[Any]:

@@ -22,17 +22,20 @@ MAX_SAMPLED_BYTES = 128 * 2**20
 class Windows:
     """Counts in windows of equally many steps, at most `MAX_WINDOWS` of them: they grow together when time goes on."""
 
+    nbytes: int = 0
     _first: int | None = None
     _span: int = 1
     _counts: dict[tuple[int, int], NDArray[np.float64]] = field(default_factory=dict)
 
     def add(self, layer: int, step: int, count_E: NDArray[Any]) -> None:
-        """Count pairs [experts] of a layer in a step."""
+        """Count pairs [experts] of a layer in a step; `nbytes` is what all of them take."""
         self._first = step if self._first is None else self._first
         while max(step - self._first, 0) // self._span >= MAX_WINDOWS:
             self._double()
         key = (max(step - self._first, 0) // self._span, layer)
-        self._counts[key] = _joined(self._counts.get(key), count_E)
+        before = self._counts.get(key)
+        self._counts[key] = _joined(before, count_E)
+        self.nbytes += self._counts[key].nbytes - (0 if before is None else before.nbytes)
 
     def _double(self) -> None:
         self._span *= 2
@@ -40,6 +43,7 @@ class Windows:
         for (window, layer), count_E in old.items():
             key = (window // 2, layer)
             self._counts[key] = _joined(self._counts.get(key), count_E)
+        self.nbytes = sum(count_E.nbytes for count_E in self._counts.values())
 
     def table(self, layers: list[int], width: int) -> NDArray[np.float64] | None:
         """Return [W, L, E], windows without counts left out; None where there is but one."""
@@ -152,6 +156,8 @@ class Tally:
         """Count pairs [experts] of a layer that came from a source rank in a step."""
         self._counts[layer, source] = self._sum(self._counts.get((layer, source)), count_E)
         self._windows.add(layer, step, count_E)
+        if self._bytes + self._windows.nbytes > MAX_COUNTS_BYTES:
+            raise BadInput(f"{self.source}: counts by layer, source and expert take over {MAX_COUNTS_BYTES} bytes")
 
     def add_ids(self, layer: int, source: int, step: int, ids: NDArray[Any]) -> None:
         """Count expert ids of any shape; -1 is masked. They were checked by `check_ids`."""
@@ -165,8 +171,6 @@ class Tally:
         if total is not None:
             grown[: len(total)] += total
         self._bytes += 8 * (len(grown) - (0 if total is None else len(total)))
-        if self._bytes > MAX_COUNTS_BYTES:
-            raise BadInput(f"{self.source}: counts by layer, source and expert take over {MAX_COUNTS_BYTES} bytes")
         return grown
 
     def result(self, *, experts: int | None = None, stated: bool = True, remarks: tuple[str, ...] = ()) -> RawRouting:

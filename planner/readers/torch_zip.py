@@ -21,13 +21,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.readers.raw import MAX_ARRAY_BYTES, names_held, one_line
+from planner.readers.raw import MAX_ARRAY_BYTES, MAX_RATIO, names_held, one_line
 from planner.readers.tuple_nesting import TupleNesting
 from planner.readers.zips import read_member
 from topologies.errors import BadInput
 
 MAX_PICKLE_BYTES = 64 * 2**20
-MAX_MEMO = 10_000_000
+MAX_INSTRUCTIONS = 1_500_000  # some 50,000 tensors; each may leave an object of a hundred bytes
+MAX_MEMO = 1_000_000
+
+MAX_READ_BYTES = 2**29
+"""What the tensors of a file may read together, besides `MAX_RATIO` times its size: many may share one storage."""
 
 STORAGES = {
     "DoubleStorage": "f8", "FloatStorage": "f4", "HalfStorage": "f2", "BFloat16Storage": "bf16", "LongStorage": "i8",
@@ -128,7 +132,9 @@ def _refuse_instructions(program: bytes, source: str) -> None:
     """Raise BadInput at the first instruction that is not on the list, before any of them runs."""
     nesting = TupleNesting(source)
     try:
-        for opcode, argument, position in pickletools.genops(program):
+        for count, (opcode, argument, position) in enumerate(pickletools.genops(program)):
+            if count >= MAX_INSTRUCTIONS:
+                raise BadInput(f"{source}: data.pkl holds over {MAX_INSTRUCTIONS} instructions")
             nesting.follow(opcode.name, argument)
             if opcode.name not in OPCODES:
                 raise BadInput(
@@ -149,6 +155,7 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(io.BytesIO(program), encoding="utf-8")
         self._archive, self._root, self._source = archive, root, source
         self._swap = _is_big_endian(archive, root, source)
+        self._left = MAX_READ_BYTES + MAX_RATIO * archive.start_dir
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what stands for a name in the file; refuse all but tensors' own."""
@@ -175,13 +182,18 @@ class _Unpickler(pickle.Unpickler):
         sides = (*size, *stride, offset)
         if not isinstance(storage, _Storage) or len(size) != len(stride) or len(size) > 32:
             raise BadInput(f"{self._source}: data.pkl builds a tensor of an unknown kind")
-        if not all(isinstance(side, int) and 0 <= side < 2**62 for side in sides):
+        if not all(isinstance(side, int) for side in sides):
+            raise BadInput(f"{self._source}: data.pkl builds a tensor whose shape is not of integers")
+        if not all(0 <= side < 2**62 for side in sides):
             raise BadInput(f"{self._source}: a tensor of shape {list(size)}, stride {list(stride)}, offset {offset}")
         return Tensor(self._source, tuple(size), tuple(stride), offset, lambda: self._elements(storage))
 
     def _elements(self, storage: _Storage) -> NDArray[Any]:
         name = f"{self._root}data/{storage.key}"
         data = read_member(self._archive, name, self._source, limit_bytes=MAX_ARRAY_BYTES)
+        self._left -= len(data)
+        if self._left < 0:
+            raise BadInput(f"{self._source}: its tensors read far more bytes than it holds; torch.save packs nothing")
         bfloat = storage.dtype == "bf16"
         dtype = np.dtype("u2" if bfloat else storage.dtype).newbyteorder(">" if self._swap else "<")
         if storage.elements * dtype.itemsize > len(data):
@@ -192,7 +204,7 @@ class _Unpickler(pickle.Unpickler):
         flat = np.frombuffer(data, dtype=dtype, count=storage.elements)
         if bfloat:
             return (flat.astype(np.uint32) << 16).view(np.float32)
-        return flat.astype(dtype.newbyteorder("="))
+        return flat.astype(dtype.newbyteorder("="), copy=False)
 
 
 def _is_big_endian(archive: zipfile.ZipFile, root: str, source: str) -> bool:

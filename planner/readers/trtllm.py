@@ -12,13 +12,14 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from planner.hf_values import is_integer, parse_json
+from planner.hf_values import is_integer
 from planner.readers.npy import ArrayFile
 from planner.readers.raw import RawRouting, check_ids, checked_counts, decode, one_line, refuse_repeats
 from planner.readers.safetensors import array_file, read_header
 from planner.readers.source import RoutingFile
 from planner.readers.tally import Tally
 from topologies.errors import BadInput
+from topologies.json_text import parse_json
 
 RANK_FILE = re.compile(r"rank(\d{1,5})(_raw)?\.safetensors")
 KEY = re.compile(r"(\d{1,9})_(\d{1,5})")

@@ -31,7 +31,9 @@ def made():
 
 @pytest.fixture
 def document(made):
-    return json.loads(made[0].to_json())
+    plan = json.loads(made[0].to_json())
+    del plan["sha256"]  # as who edits a plan does
+    return plan
 
 
 def test_round_trip_is_exact(made, tmp_path):
@@ -125,14 +127,14 @@ def test_shares_must_belong_and_sum_to_one(document, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "not a JSON document"),
-        ("{", "not a JSON document"),
-        ("[" * 100_000, "not a JSON document"),
+        ("", "not valid JSON"),
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "JSON nested too deeply"),
         ("[]", "format: not a plan .*found 'list'"),
         ('{"format": "epplan.plan", "version": NaN}', "NaN is not a number"),
         ('{"format": "a", "format": "b"}', "the key 'format' stands twice"),
-        ("nonsense", "not a JSON document"),
-        ('{"format": "epplan.plan", "version": 1' + "0" * 5000 + "}", "not a JSON document|version"),
+        ("nonsense", "not valid JSON"),
+        ('{"format": "epplan.plan", "version": 1' + "0" * 5000 + "}", "not valid JSON|version"),
     ],
 )
 def test_broken_text_is_refused(tmp_path, text, message):
@@ -154,7 +156,7 @@ scalars = st.one_of(
 @given(data=st.data())
 def test_any_one_change_is_read_or_refused_in_one_line(made, tmp_path, data):
     """Replace one value anywhere: the plan loads, or BadInput names the file; nothing else ever escapes."""
-    document = json.loads(made[0].to_json())
+    document = {key: value for key, value in json.loads(made[0].to_json()).items() if key != "sha256"}
     node, trail = document, []
     while isinstance(node, dict | list) and node and (not trail or data.draw(st.booleans())):
         key = data.draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))

@@ -1,0 +1,102 @@
+"""Whether a plan is one, checked from the definitions and without a line of the search's code, before it leaves.
+
+Solvers round, stop early, crash and have bugs; so has the search around them. What comes out is held against every
+constraint once more, slot by slot: ids, slots of each rank, one copy of an expert on a rank, every expert present,
+shares that are finite, within [0, 1] and sum to one, the experts that survive a lost host, the memory of each GPU.
+
+Shapes: S slots in use, D source domains, E experts, R ranks, L layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from planner.model import MoEModel
+from planner.placement import IntArray, Placement
+from planner.survive import Backups
+from topologies import Cluster
+from topologies.errors import EpplanError
+
+TOLERANCE = 1e-6  # by which shares may miss a sum of one
+
+
+class SolverFault(EpplanError):
+    """The search returned what is no plan: a fault of a solver or of ours, never of the user's input."""
+
+    exit_code = 1
+
+
+def verify_plan(
+    placements: Sequence[Placement], slots: IntArray, model: MoEModel, layers: Sequence[int], cluster: Cluster
+) -> None:
+    """Raise SolverFault that names the layer and the first constraint that a plan breaks.
+
+    Args:
+        placements: of every layer.
+        slots: that each rank may use, [R] or, layer by layer, [L, R].
+        model: for the number of experts, and what the weights of one take.
+        layers: the index in the model of each placement.
+        cluster: for the number of ranks, and the memory of each GPU.
+
+    """
+    slots_LR = np.broadcast_to(slots, (len(placements), cluster.num_ranks))
+    if len(placements) != len(layers):
+        raise SolverFault(f"the plan has {len(placements)} layers, asked were {len(layers)}{_ADVICE}")
+    for layer, placement, slots_R in zip(layers, placements, slots_LR, strict=True):
+        broken = broken_constraint(placement, slots_R, model.experts)
+        if broken:
+            raise SolverFault(f"layer {layer}: {broken}{_ADVICE}")
+    used_R = np.sum([np.bincount(placement.rank_S, minlength=cluster.num_ranks) for placement in placements], axis=0)
+    for rank, (used, allowed) in enumerate(zip(used_R.tolist(), slots_LR.sum(axis=0).tolist(), strict=True)):
+        room = max(cluster.gpus[rank].memory_bytes, allowed * model.expert_bytes)  # the user may know of more room
+        if used * model.expert_bytes > room:
+            raise SolverFault(f"rank {rank}: {used} slots take more than its {room / 1e9:.1f} GB{_ADVICE}")
+
+
+_ADVICE = "; this is a fault of the solver or of epplan: please report it (--time-limit 0 plans without a solver)"
+
+
+def broken_constraint(placement: Placement, slots_R: IntArray, num_experts: int, backups: Backups | None = None) -> str:
+    """Return in words the first constraint that a placement breaks, "" where it breaks none."""
+    expert_S, rank_S, share_DS = placement.expert_S.tolist(), placement.rank_S.tolist(), placement.share_DS
+    if not len(expert_S) == len(rank_S) == share_DS.shape[1]:
+        return f"{len(expert_S)} experts, {len(rank_S)} ranks and {share_DS.shape[1]} shares are not of the same slots"
+    ranks_of: list[set[int]] = [set() for _ in range(num_experts)]
+    free = [int(slots) for slots in slots_R]
+    for expert, rank in zip(expert_S, rank_S, strict=True):
+        if not 0 <= expert < num_experts or not 0 <= rank < len(free):
+            return f"a slot holds expert {expert} on rank {rank}; there are {num_experts} experts and {len(free)} ranks"
+        if rank in ranks_of[expert]:
+            return f"expert {expert} stands twice on rank {rank}"
+        ranks_of[expert].add(rank)
+        free[rank] -= 1
+        if free[rank] < 0:
+            return f"rank {rank} holds more than its {slots_R[rank]} slots"
+    for expert, ranks in enumerate(ranks_of):
+        if not ranks:
+            return f"expert {expert} has no slot"
+    return _broken_shares(placement, num_experts) or _broken_survival(ranks_of, backups)
+
+
+def _broken_shares(placement: Placement, num_experts: int) -> str:
+    total_DE = np.zeros((len(placement.share_DS), num_experts))
+    for slot, expert in enumerate(placement.expert_S.tolist()):
+        share_D = placement.share_DS[:, slot]
+        if not ((share_D >= 0.0) & (share_D <= 1.0 + TOLERANCE)).all():  # NaN is neither
+            return f"a share of expert {expert} on rank {placement.rank_S[slot]} is not within [0, 1]"
+        total_DE[:, expert] += share_D
+    for domain, total_E in enumerate(total_DE):
+        for expert, total in enumerate(total_E.tolist()):
+            if not math.isclose(total, 1.0, rel_tol=0.0, abs_tol=TOLERANCE):
+                return f"the shares of expert {expert} for source domain {domain} sum to {total:.6g}, not to 1"
+    return ""
+
+
+def _broken_survival(ranks_of: Sequence[set[int]], backups: Backups | None) -> str:
+    if backups is None:
+        return ""
+    found = sum(len({int(backups.host_R[rank]) for rank in ranks}) > 1 for ranks in ranks_of)
+    return "" if found >= backups.wanted else f"{found} experts have copies on two hosts, asked were {backups.wanted}"

@@ -1,0 +1,1 @@
+"""Fuzz tests: every reader of outside files, fed with broken ones (`python -m tests.fuzz.run`)."""
