@@ -7,14 +7,17 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from app.in_force import in_force
 from planner import Prediction, Solution, TimingProfile, Workload, load_plan
-from planner.migrate import Migration, migration
+from planner.migrate import InForce, Migration, MoveLimit, migration
 from planner.placement import IntArray
-from planner.solve.replan import InForce, MoveLimit, Replanned, replan
-from planner.solve.survivors import Surviving, survive_host
 from topologies import BadInput
+
+if TYPE_CHECKING:
+    from planner.solve.replan import Replanned
+    from planner.solve.survivors import Surviving
 
 SEARCH_PART = 0.7  # of a time limit, for the free search; the rest is for what follows it
 
@@ -100,11 +103,15 @@ class Changes:
         """Return the plan that meets it all."""
         surviving = replanned = moved = None
         if self.survive:
+            from planner.solve.survivors import survive_host  # noqa: PLC0415 - solvers load only where one searches
+
             surviving = survive_host(
                 solution, workload, profile, slots_R, search=search, workers=self.workers, deadline=self.deadline
             )
             solution = surviving.solution
         if self.old is not None:
+            from planner.solve.replan import replan  # noqa: PLC0415 - solvers load only where one searches
+
             replanned = replan(
                 solution, self.old.plan, workload, profile, slots_R, self.limit,
                 backups=surviving.backups if surviving else None, search=search, seed=self.seed, workers=self.workers,

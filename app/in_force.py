@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from planner import Cluster, Plan
+from planner.migrate import InForce
 from planner.placement import IntArray, Placement
-from planner.solve.replan import InForce
 from topologies import BadInput
 from topologies.build import build_cluster
 from topologies.without import split_without, without
@@ -17,7 +17,8 @@ from topologies.without import split_without, without
 def in_force(plan: Plan, name: str, cluster: Cluster, layers: tuple[int, ...], experts: int) -> InForce:
     """Return what a plan holds on the ranks of `cluster`, which may have lost some since, or got some back.
 
-    Raises BadInput where the plan is for other experts, layers or ranks; `name` is its file.
+    Searches compare plans by their shares, a replica choice `cover` is left out. Raises BadInput where the plan is for
+    other experts, layers or ranks; `name` is its file.
     """
     if plan.model.experts != experts:
         raise BadInput(f"{name}: a plan for {plan.model.experts} experts of {plan.model.name}, not for {experts}")
@@ -25,11 +26,21 @@ def in_force(plan: Plan, name: str, cluster: Cluster, layers: tuple[int, ...], e
     missing = [layer for layer in layers if layer not in index_of]
     if missing:
         raise BadInput(f"{name}: has no layer {missing[0]} ({len(missing)} of {len(layers)} layers are not in it)")
-    old_R = _rank_before(plan, cluster)
-    placements = [plan.placement(index_of[layer]) for layer in layers]
-    if not np.array_equal(old_R, np.arange(plan.num_ranks)):
-        placements = [_on_ranks(placement, old_R, cluster.num_domains) for placement in placements]
-    return InForce(placements, plan.exchange)
+    placements = [replace(plan.placement(index_of[layer]), replica_choice="shares") for layer in layers]
+    return InForce(on_ranks(placements, _rank_before(plan, cluster), cluster.num_domains), plan.exchange)
+
+
+def same_gpus(before: Cluster, cluster: Cluster) -> IntArray:
+    """Return the rank in `before` of each rank of the cluster, by the GPU that it runs on; -1 where it had none."""
+    rank_of_node = {rank.node: rank.rank for rank in before.ranks}
+    return np.array([rank_of_node.get(rank.node, -1) for rank in cluster.ranks], dtype=np.int64)
+
+
+def on_ranks(placements: list[Placement], old_R: IntArray, num_domains: int) -> list[Placement]:
+    """Return what ranks hold that were `old_R` before; experts of lost ranks are lacking then."""
+    if np.array_equal(old_R, np.arange(placements[0].num_ranks)):
+        return placements
+    return [_on_ranks(placement, old_R, num_domains) for placement in placements]
 
 
 def _rank_before(plan: Plan, cluster: Cluster) -> IntArray:
@@ -40,8 +51,7 @@ def _rank_before(plan: Plan, cluster: Cluster) -> IntArray:
         return np.arange(cluster.num_ranks)
     before = without(replace(build_cluster(cluster.spec), name=base), lost)
     plan.check_cluster(before)
-    rank_of_node = {rank.node: rank.rank for rank in before.ranks}
-    return np.array([rank_of_node.get(rank.node, -1) for rank in cluster.ranks], dtype=np.int64)
+    return same_gpus(before, cluster)
 
 
 def _on_ranks(placement: Placement, old_R: IntArray, num_domains: int) -> Placement:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -10,12 +10,14 @@ from rich.console import Console
 from app.changes import Outcome
 from app.console import messages, print_json, results
 from app.migration_report import migration_json, pay_back_text, print_migration
+from app.room import Room
 from app.scenarios import scenario_table, scenarios_json
 from app.tables import as_json, comparison
-from planner import Cluster, Plan, TimingProfile
-from planner.solve.scenarios import RobustSolution
-from planner.solve.survivors import lost_on_each_host
+from planner import Cluster, Plan, TimingProfile, Workload
 from planner.survive import survivors_E
+
+if TYPE_CHECKING:
+    from planner.solve.scenarios import RobustSolution
 
 
 def report(
@@ -23,14 +25,17 @@ def report(
     outcome: Outcome,
     robust: RobustSolution | None,
     profile: TimingProfile,
-    cluster: Cluster,
+    workload: Workload,
+    room: Room,
     output: str | None,
     *,
     json_: bool,
 ) -> None:
     """Print a plan beside its baselines."""
+    cluster, placements = workload.cluster, outcome.solution.placements
     if json_:
-        print_json(_as_json(result, outcome, cluster) | ({} if robust is None else scenarios_json(robust)))
+        memory = room.memory_json(workload, placements)
+        print_json(memory | _as_json(result, outcome, cluster) | ({} if robust is None else scenarios_json(robust)))
         return
     certificate = result.certificate
     predictions = outcome.predictions
@@ -51,6 +56,10 @@ def report(
         )
         + f" ({certificate.objective}); {certificate.seconds:.1f} s with {certificate.solver}"
     )
+    if result.replica_choice == "cover":
+        console.print("replica choice cover: a token uses the copies on ranks and in domains that it visits anyway")
+    for line in room.lines(workload, placements):
+        console.print(line)
     _print_survival(console, outcome, cluster)
     _print_moves(console, outcome, cluster)
     if profile.status == "uncalibrated":
@@ -89,6 +98,8 @@ def _print_survival(console: Console, outcome: Outcome, cluster: Cluster) -> Non
 
 
 def _survival(outcome: Outcome, cluster: Cluster) -> dict[str, Any]:
+    from planner.solve.survivors import lost_on_each_host  # noqa: PLC0415 - solvers load only where one searches
+
     assert outcome.surviving is not None
     placements, host_R = outcome.solution.placements, np.asarray(cluster.host_of_rank)
     return {
@@ -101,7 +112,11 @@ def _survival(outcome: Outcome, cluster: Cluster) -> dict[str, Any]:
 
 def _as_json(result: Plan, outcome: Outcome, cluster: Cluster) -> dict[str, Any]:
     document = as_json(outcome.predictions)
-    document |= {"exchange": result.exchange, "certificate": result.certificate.model_dump()}
+    document |= {
+        "exchange": result.exchange,
+        "replica_choice": result.replica_choice,
+        "certificate": result.certificate.model_dump(),
+    }
     if outcome.surviving is not None:
         document["survival"] = _survival(outcome, cluster)
     made, moved = outcome.replanned, outcome.migration

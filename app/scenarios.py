@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Table
 
 from app.console import messages
 from app.inputs import Inputs
-from planner import MoEModel, Routing, Solution, TimingProfile, Workload, build_workload, load_routing, solve
-from planner.placement import IntArray
+from app.room import Room
+from planner import MoEModel, Routing, Solution, TimingProfile, Workload, build_workload, load_routing
 from planner.robust import Risk, parse_risk
-from planner.solve.scenarios import RobustSolution, solve_scenarios
 from topologies import BadInput
+
+if TYPE_CHECKING:
+    from planner.solve.scenarios import RobustSolution
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +54,7 @@ class Scenarios:
         workload: Workload,
         tokens: float | None,
         profile: TimingProfile,
-        slots_R: IntArray,
+        room: Room,
         asked: dict[str, Any],
     ) -> tuple[Workload, Solution, RobustSolution | None]:
         """Plan the one workload, or all scenarios; the workload that comes back is the one of the predictions.
@@ -60,13 +62,15 @@ class Scenarios:
         `tokens` a rank are the user's; without, traces are steps of their own and counts follow the first workload.
         """
         if len(self.routings) == 1:
-            return workload, solve(workload, profile, slots_R, **asked), None
+            return workload, room.solved(workload, profile, asked), None
+        from planner.solve.scenarios import solve_scenarios  # noqa: PLC0415 - solvers load only where one searches
+
         if tokens is None and not all(one.trace is not None for one in self.routings):
             tokens = workload.tokens_per_rank
         workloads = [
             build_workload(workload.model, workload.cluster, one, tokens, workload.seed) for one in self.routings
         ]
-        found = solve_scenarios(workloads, profile, slots_R, self.risk, **asked)
+        found = solve_scenarios(workloads, profile, room.slots, self.risk, even=room.even, **asked)
         return found.workloads[found.worst], found.solution, found
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from planner import Prediction, TimingProfile
+from planner.memory import size_text
 from planner.provenance import weakest
 
 _OVERLAP_NOTES = {"two-batches": " (phases of one micro-batch)"}
@@ -51,7 +52,7 @@ def comparison(
             f"{prediction.worst_imbalance:.3f}",
             *(f"{prediction.mean(field):,.1f}" for field in ("dispatch_us", "compute_us", "combine_us", "layer_us")),
             f"{prediction.total_us / best_us:.3f}x",
-            _bytes(prediction.memory_bytes),
+            size_text(prediction.memory_bytes),
         ]
         if gaps is not None:
             cells.append(gaps.get(prediction.name, "-"))
@@ -59,10 +60,6 @@ def comparison(
             *cells, prediction.exchange, prediction.bottleneck, style="bold" if prediction.total_us == best_us else None
         )
     return table
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
 
 
 def as_json(predictions: Sequence[Prediction]) -> dict[str, Any]:

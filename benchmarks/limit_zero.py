@@ -1,15 +1,18 @@
-"""A plan at `--time-limit 0` beside our EPLB baseline: wall-clock times of both, measured on this machine.
+"""A plan at `--time-limit 0` beside our EPLB baseline: wall-clock and processor times, measured on this machine.
 
     python -m benchmarks.limit_zero [--exchange auto] [--repeats 7]       prints two Markdown tables
 
 As commands, run in turn: `epplan plan --time-limit 0 -o plan.json`, which places and prices four baselines, bounds
 every layer and writes a plan, and `epplan evaluate eplb`, which places and prices one. Then inside one process, without
-start-up, loading, sampling and writing. Needs the statistics that `plans.py` needs, and the command `epplan`.
+start-up, loading, sampling and writing. Processor time (user + system) is what to trust where other programs run. Needs
+the statistics that `plans.py` needs, and the command `epplan`.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -30,15 +33,22 @@ from planner.timing import EXCHANGES
 CASES = [(cluster, slots, file, tokens) for file, tokens in STEPS[:2] for cluster, slots in CLUSTERS]
 
 
-def medians_ms(actions: list[Callable[[], object]], repeats: int) -> list[float]:
-    """Return the median time of each call in milliseconds; they take turns, so that all meet the same disturbances."""
-    times_ms = np.empty((repeats, len(actions)))
+def cpu_s() -> float:
+    """Return the processor time, user and system, that this process and its ended children have taken."""
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def medians_ms(actions: list[Callable[[], object]], repeats: int) -> tuple[list[float], list[float]]:
+    """Return the median wall-clock and processor milliseconds of each call; they take turns, to meet the same load."""
+    times_ms = np.empty((repeats, 2, len(actions)))
     for turn in range(-1, repeats):  # the first round warms up, and is written over by the last
         for number, action in enumerate(actions):
-            started = time.perf_counter()
+            started, used = time.perf_counter(), cpu_s()
             action()
-            times_ms[turn, number] = 1e3 * (time.perf_counter() - started)
-    return [float(value) for value in np.median(times_ms, axis=0)]
+            times_ms[turn, :, number] = 1e3 * (time.perf_counter() - started), 1e3 * (cpu_s() - used)
+    wall, cpu = np.median(times_ms, axis=0).tolist()
+    return wall, cpu
 
 
 def command_row(cluster: str, slots: int, file: str, tokens: int, *, exchange: str, repeats: int) -> str:
@@ -52,11 +62,12 @@ def command_row(cluster: str, slots: int, file: str, tokens: int, *, exchange: s
     with tempfile.TemporaryDirectory() as folder:
         plan = [*epplan, "plan", "--time-limit", "0", "-o", f"{folder}/plan.json", *options]
         evaluate = [*epplan, "evaluate", "eplb", *options]
-        ours, theirs = medians_ms(
+        wall, cpu = medians_ms(
             [lambda: subprocess.run(plan, check=True, capture_output=True),
              lambda: subprocess.run(evaluate, check=True, capture_output=True)], repeats,
         )  # fmt: skip
-    return f"| {cluster} x {slots} | {file}, {tokens} | {ours:.0f} | {theirs:.0f} | {ours / theirs:.2f} |"
+    cells = " | ".join(f"{ours:.0f} | {theirs:.0f} | {ours / theirs:.2f}" for ours, theirs in (wall, cpu))
+    return f"| {cluster} x {slots} | {file}, {tokens} | {cells} |"
 
 
 def process_row(cluster: str, slots: int, file: str, tokens: int, *, exchange: str, repeats: int) -> str:
@@ -71,7 +82,7 @@ def process_row(cluster: str, slots: int, file: str, tokens: int, *, exchange: s
             for one in names:
                 PlanCounts(step_cost(workload, profile, one), rows).price(name)
 
-    values = medians_ms(
+    values, _ = medians_ms(
         [
             lambda: solve(workload, profile, slots_R, exchange=exchange, time_limit_s=0),
             lambda: place_and_price(*BASELINES),
@@ -89,9 +100,10 @@ def main() -> None:
     parser.add_argument("--exchange", default="auto", choices=["auto", *EXCHANGES])
     parser.add_argument("--repeats", type=int, default=7)
     chosen = parser.parse_args()
-    print(f"Measured wall-clock milliseconds, medians of {chosen.repeats}, --exchange {chosen.exchange}\n")
-    print("| cluster x slots | routing, tokens per rank | epplan plan --time-limit 0 | epplan evaluate eplb | ratio |")
-    print("|---|---|---|---|---|")
+    load = os.getloadavg()[0]
+    print(f"Measured milliseconds, medians of {chosen.repeats}, --exchange {chosen.exchange}; load {load:.1f}\n")
+    print("| cluster x slots | routing, tokens per rank | wall: plan, limit 0 | wall: evaluate eplb | ratio ", end="")
+    print("| processor: plan, limit 0 | processor: evaluate eplb | ratio |\n|---|---|---|---|---|---|---|---|")
     for case in CASES:
         print(command_row(*case, exchange=chosen.exchange, repeats=chosen.repeats), flush=True)
     print("\n| cluster x slots | routing, tokens per rank | solve, limit 0 | place + price 4 baselines ", end="")

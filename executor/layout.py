@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from executor.cover import CoverTables, cover_slots
 from planner import Plan
 from planner.placement import IntArray, Placement, check_placement
 from planner.replica_choice import UNIT, copy_table, phase_E
@@ -28,6 +29,7 @@ class Tables:
         slot_EM, inner_edge_EM, phase_E: see `planner.replica_choice`; the last edge of each row is left out.
         rank_S: rank of each slot; R stands after the last one, for masked pairs.
         forwarder_S: in a two-level exchange, the rank through which pairs of this rank reach each slot; then R.
+        cover: for the replica choice of that name, else None.
 
     """
 
@@ -36,6 +38,7 @@ class Tables:
     phase_E: Tensor
     rank_S: Tensor
     forwarder_S: Tensor
+    cover: CoverTables | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +95,11 @@ class LayerLayout:
         """Whether every expert stands once, in order of ids: the layout of plain expert parallelism."""
         return bool(np.array_equal(self.placement.expert_S, np.arange(self.num_experts)))
 
+    @property
+    def _covers(self) -> bool:
+        """Whether tokens choose copies that they would not by shares."""
+        return self.placement.replica_choice == "cover" and self.num_slots > self.num_experts
+
     @cached_property
     def peer_RD(self) -> IntArray:
         """Rank that forwards for each source rank into each domain, in a two-level exchange."""
@@ -100,8 +108,8 @@ class LayerLayout:
     def slot_of_pairs(self, ids_TK: Tensor) -> Tensor:
         """Return the slot [T, K] that serves each token-expert pair of this rank; S where the id is masked (-1).
 
-        The same integers as `planner.replica_choice.choose_slots`, on any device, without a host read. Where each
-        expert has one copy it is a look-up.
+        The same integers as `planner.exact_rows.slots_of_rank`, on any device, without a host read. Where each expert
+        has one copy it is a look-up.
         """
         tables = self.tables(ids_TK.device)
         flat_X = ids_TK.reshape(-1).long()
@@ -110,7 +118,8 @@ class LayerLayout:
             slot_X = tables.slot_EM[flat_X.clamp(min=0), 0]
         else:
             slot_X = self._choose(flat_X.clamp(min=0), masked_X, tables)
-        return slot_X.masked_fill(masked_X, self.num_slots).view(ids_TK.shape)
+        slot_TK = slot_X.masked_fill(masked_X, self.num_slots).view(ids_TK.shape)
+        return slot_TK if tables.cover is None else cover_slots(tables.cover, ids_TK, slot_TK)
 
     def _choose(self, expert_X: Tensor, masked_X: Tensor, tables: Tables) -> Tensor:
         """Follow `choose_slots`, pair by pair; a masked pair counts as a pair of the expert E, which nobody reads."""
@@ -145,12 +154,13 @@ class LayerLayout:
             phase_E=torch.as_tensor(phase_E(self.rank, self.num_experts), device=device),
             rank_S=torch.as_tensor(np.append(rank_S, self.num_ranks), device=device),
             forwarder_S=torch.as_tensor(np.append(forwarder_S, self.num_ranks), device=device),
+            cover=CoverTables.of(self.placement, self.domain_R, self.rank, device) if self._covers else None,
         )
 
     def digest(self) -> str:
-        """Return a hash of what all ranks must agree on: slots, shares, and where the ranks sit."""
+        """Return a hash of what all ranks must agree on: slots, shares, choice of copies, and where the ranks sit."""
         parts = (self.placement.expert_S, self.placement.rank_S, self.placement.share_DS, self.domain_R, self.rail_R)
-        text = f"{self.layer} {self.num_experts} {self.num_ranks}".encode()
+        text = f"{self.layer} {self.num_experts} {self.num_ranks} {self.placement.replica_choice}".encode()
         return hashlib.sha256(text + b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.metadata import version
 
+import numpy as np
+
 from planner.placement import IntArray
 from planner.plan import (
     Certificate,
@@ -20,6 +22,7 @@ from planner.plan import (
 )
 from planner.predict import Prediction
 from planner.solve import Solution
+from planner.solve.verify import verify_plan
 from planner.timing import TimingProfile
 from planner.workload import Workload
 
@@ -29,24 +32,31 @@ GAP_TARGET = 0.05  # relative; a plan with a smaller proven gap is called proven
 def assemble_plan(
     workload: Workload,
     profile: TimingProfile,
-    slots_R: IntArray,
+    slots: IntArray,
     solution: Solution,
     *,
     seed: int,
     inputs: Mapping[str, str],
     command: str,
 ) -> Plan:
-    """Put a solution together as a plan; every invariant is checked on the way."""
+    """Put a solution together as a plan; every constraint is checked on the way (SolverFault names one that is broken).
+
+    `slots` are those of each rank [R], or of each rank in each layer [L, R], of which the plan notes the most.
+    """
+    verify_plan(solution.placements, slots, workload.model, workload.layers, workload.cluster)
     return Plan(
         format="epplan.plan",
-        version=1,
+        version=2,
         model=workload.model,
         cluster=plan_cluster(workload.cluster),
         workload=PlanWorkload(
-            tokens_per_rank=workload.tokens_per_rank, slots_per_rank=tuple(slots_R.tolist()), seed=seed
+            tokens_per_rank=workload.tokens_per_rank,
+            slots_per_rank=tuple(np.atleast_2d(slots).max(axis=0).tolist()),
+            seed=seed,
         ),
         layers=tuple(map(plan_layer, workload.layers, solution.placements)),
         exchange=solution.exchange,
+        replica_choice=solution.placements[0].replica_choice,
         predicted=_predicted(solution.predictions[-1], profile),
         certificate=_certificate(workload, solution),
         provenance=Provenance(epplan=version("epplan"), inputs=dict(inputs), command=command),

@@ -58,18 +58,19 @@ class Phase:
     link_names: tuple[str, ...]
 
 
-def is_slack(phase: Phase, us_LN: FloatArray) -> bool:
-    """Return whether the rank leg of a two-level phase is far from setting the pace, in all of L layers.
+def slack_L(phase: Phase, us_LN: FloatArray) -> BoolArray:
+    """Return in which of L layers the rank leg of a two-level phase is far from setting the pace.
 
     `us_LN` prices that leg by token-expert pairs, more rows than it can carry. Where even these stay well below the
     links between domains, its exact rows need not be counted: the slowest link is another.
     """
     inside_N = np.any([leg.crosses_N for leg in phase.legs if leg.target == "rank"], axis=0)
     if not inside_N.any():  # every domain is one rank
-        return True
+        return np.ones(len(us_LN), dtype=bool)
     if inside_N.all():
-        return False
-    return bool((us_LN[..., inside_N].max(axis=-1) <= SLACK * us_LN[..., ~inside_N].max(axis=-1)).all())
+        return np.zeros(len(us_LN), dtype=bool)
+    slack: BoolArray = us_LN[:, inside_N].max(axis=1) <= SLACK * us_LN[:, ~inside_N].max(axis=1)
+    return slack
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 Shapes: R ranks, D domains, T tokens of one rank, K top_k, S slots.
 
 `wire.py` gives the *expected* rows of a workload, to plan with; here every token is known, copies are chosen as the
-executor chooses them (`replica_choice.py`), and the counts are exact.
+executor chooses them (`replica_choice.py`, `cover_choice.py`), and the counts are exact.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planner.cover_choice import cover_slots
 from planner.placement import IntArray, Placement
 from planner.replica_choice import choose_slots
 from planner.timing import Exchange
@@ -83,6 +84,8 @@ def slots_of_rank(placement: Placement, ids_TK: IntArray, rank: int, domain_R: I
     if ids_TK.size and (ids_TK.min() < -1 or ids_TK.max() >= placement.num_experts):
         bad = int(ids_TK.min() if ids_TK.min() < -1 else ids_TK.max())
         raise BadInput(f"rank {rank}: expert id {bad} is not in 0..{placement.num_experts - 1} (-1 masks)")
+    if placement.replica_choice == "cover":
+        return cover_slots(placement, ids_TK, rank, domain_R)
     return choose_slots(placement, ids_TK, rank, int(domain_R[rank]))
 
 

@@ -12,7 +12,8 @@ from functools import cached_property
 import numpy as np
 import scipy.sparse as sp
 
-from planner.cost import Phase, StepCost, is_slack
+from planner.cost import Phase, StepCost, slack_L
+from planner.even import evened
 from planner.placement import FloatArray, IntArray, Placement
 from planner.survive import Backups
 from planner.wire import DistinctRows, TokenSample, pair_rows_CR
@@ -32,6 +33,7 @@ class LayerProblem:
         slots_R: slots that each rank may use.
         tokens: sampled tokens, where the exchange counts distinct targets.
         backups: experts that have to survive the loss of a host; None where none has to.
+        even: every slot has to be in use and copies serve equal shares, as engines want it (`planner.even`).
 
     """
 
@@ -44,6 +46,7 @@ class LayerProblem:
     slots_R: IntArray
     tokens: TokenSample | None
     backups: Backups | None = None
+    even: bool = False
 
     @property
     def num_experts(self) -> int:
@@ -92,6 +95,10 @@ class LayerProblem:
         cost = StepCost("pairwise", nothing, nothing, 0.0, np.zeros(self.num_ranks), row_R)
         return replace(self, cost=cost, tokens=None)
 
+    def fitted(self, placement: Placement) -> Placement:
+        """Return the placement as this layer may hold it: evened where that is asked, else as it is."""
+        return evened(placement, int(self.slots_R[0]), self.load_E) if self.even else placement
+
     def evaluate(self, placement: Placement, *, every_link: bool = False) -> LayerCost:
         """Price a placement.
 
@@ -126,7 +133,7 @@ class LayerProblem:
             rows["domain", True] = counted["domain"].rows_CT
             rows["rank", True] = pairs_CR
             phases = (self.cost.dispatch, self.cost.combine)
-            if not every_link and all(is_slack(phase, phase_us(phase, rows)) for phase in phases):
+            if not every_link and all(slack_L(phase, phase_us(phase, rows)[None])[0] for phase in phases):
                 return rows, counted
         if "rank" in targets:
             counted["rank"] = self._count(placement, np.arange(self.num_ranks), self.num_ranks)

@@ -19,10 +19,40 @@ import scipy.sparse as sp
 from planner.cost import link_byte_us
 from planner.model import MoEModel
 from planner.placement import FloatArray, IntArray, Placement
-from planner.timing import TimingProfile, alpha_us
+from planner.timing import Exchange, TimingProfile, alpha_us
 from topologies import Cluster, routes
 
 NOWHERE = -1  # source of an expert that no rank holds: it comes from the checkpoint
+
+
+@dataclass(frozen=True, eq=False)
+class InForce:
+    """The plan in force on the ranks that there are: its placements, which may lack experts, and its exchange."""
+
+    placements: Sequence[Placement]
+    exchange: Exchange
+
+
+@dataclass(frozen=True)
+class MoveLimit:
+    """What moving costs.
+
+    Attributes:
+        max_moves: experts that may travel, all layers together; None for any number.
+        price_us: microseconds of step time (or imbalance, with that objective) that each move has to save.
+
+    """
+
+    max_moves: int | None = None
+    price_us: float = 0.0
+
+    @property
+    def is_free(self) -> bool:
+        """Return whether any number of moves may be made at no price."""
+        return self.max_moves is None and self.price_us == 0.0
+
+
+ANY_MOVES = MoveLimit()
 
 
 @dataclass(frozen=True)

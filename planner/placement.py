@@ -6,8 +6,9 @@ Shapes: S slots in use, sorted by rank; D source domains; E experts; R ranks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
+ReplicaChoice = Literal["shares", "cover"]
+REPLICA_CHOICES: tuple[ReplicaChoice, ...] = ("shares", "cover")
 SHARE_TOLERANCE = 1e-6  # shares of an expert sum to one within this
 
 
@@ -31,6 +34,8 @@ class Placement:
         share_DS: fraction of source domain d's tokens for `expert_S[s]` that slot s serves.
         num_experts: E; every expert has at least one slot.
         num_ranks: R; a rank may hold no slot at all.
+        replica_choice: how a token picks a copy: as `shares` say, or a `cover` of the ranks and domains that it visits
+            (`planner.cover_choice`).
 
     """
 
@@ -39,6 +44,7 @@ class Placement:
     share_DS: FloatArray
     num_experts: int
     num_ranks: int
+    replica_choice: ReplicaChoice = "shares"
 
     @classmethod
     def equal_shares(cls, slots: Sequence[Sequence[int]], num_experts: int, num_domains: int) -> Placement:
@@ -54,9 +60,8 @@ class Placement:
         """Build a placement with equal shares from flat arrays; slots are put in order of rank."""
         order = np.argsort(rank_S, kind="stable")
         expert_S, rank_S = expert_S[order], rank_S[order]
-        copies_E = np.bincount(expert_S, minlength=num_experts)
-        share_S = 1.0 / copies_E[expert_S]
-        return cls(expert_S, rank_S, np.tile(share_S, (num_domains, 1)), num_experts, num_ranks)
+        nobody_DS = np.zeros((num_domains, len(expert_S)))
+        return cls(expert_S, rank_S, nobody_DS, num_experts, num_ranks).with_equal_shares()
 
     @property
     def num_domains(self) -> int:
@@ -80,7 +85,12 @@ class Placement:
 
     def with_shares(self, share_DS: FloatArray) -> Placement:
         """Return the same slots with other shares."""
-        return Placement(self.expert_S, self.rank_S, share_DS, self.num_experts, self.num_ranks)
+        return replace(self, share_DS=share_DS)
+
+    def with_equal_shares(self) -> Placement:
+        """Return the same slots, each copy of an expert serving an equal part."""
+        share_S = 1.0 / self.copies_E[self.expert_S]
+        return self.with_shares(np.tile(share_S, (self.num_domains, 1)))
 
     def without_duplicates(self) -> Placement:
         """Merge the slots of one expert on one rank into one slot that serves their joint share."""

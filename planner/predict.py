@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.cost import Phase, StepCost, is_slack, step_cost
+from planner.cost import Phase, StepCost, slack_L, step_cost
+from planner.cover_rows import step_slots
 from planner.layer import bottleneck
 from planner.placement import FloatArray, Placement
 from planner.provenance import Provenance
@@ -84,7 +85,7 @@ def predict(
 ) -> Prediction:
     """Predict every layer of a plan; `cost` is the price list to use instead of the profile's for this step."""
     cost = cost or step_cost(workload, profile, exchange, overlap=overlap)
-    return PlanCounts(cost, StepSlots(workload, placements)).price(name)
+    return PlanCounts(cost, step_slots(workload, placements)).price(name)
 
 
 class PlanCounts:
@@ -125,15 +126,16 @@ class PlanCounts:
 
 
 def _rows_of_legs(cost: StepCost, slots: StepSlots) -> dict[tuple[str, bool], FloatArray]:
-    """Return the rows [L, C, T] of every kind that the legs count."""
+    """Return the rows [L, C, T] of every kind that the legs count; layer by layer as `LayerProblem.evaluate` does."""
     rows: dict[tuple[str, bool], FloatArray] = {("rank", False): slots.pairs_LCR}
     targets = {leg.target for leg in cost.dispatch.legs if leg.distinct}
     if "domain" in targets:
         rows["domain", True] = slots.by_domain_LCD
         rows["rank", True] = slots.pairs_LCR
-        if all(is_slack(phase, _phase_us_LN(phase, rows)) for phase in (cost.dispatch, cost.combine)):
-            return rows
-    if "rank" in targets:
+        slack = np.all([slack_L(phase, _phase_us_LN(phase, rows)) for phase in (cost.dispatch, cost.combine)], axis=0)
+        if not slack.all():
+            rows["rank", True] = np.where(slack[:, None, None], slots.pairs_LCR, slots.by_rank_LCR)
+    elif "rank" in targets:
         rows["rank", True] = slots.by_rank_LCR
     return rows
 

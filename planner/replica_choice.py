@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.placement import FloatArray, IntArray, Placement
+from planner.placement import BoolArray, FloatArray, IntArray, Placement
 
 UNIT = 1 << 24  # the circle's circumference: shares are followed to 6e-8
 MAX_PAIRS = 1 << 38  # of one expert from one rank in a step: N * UNIT stays below 2^63
@@ -39,7 +39,13 @@ class CopyTable:
 
     slot_EM: IntArray
     edge_EM: IntArray
-    replicated_E: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+    replicated_E: BoolArray
+
+    @property
+    def serves_EM(self) -> BoolArray:
+        """Return whether copy m of an expert serves any share: its arc has a length."""
+        serves_EM: BoolArray = np.diff(self.edge_EM, axis=1, prepend=0) > 0
+        return serves_EM
 
 
 def copy_table(placement: Placement, source_domain: int) -> CopyTable:

@@ -75,6 +75,15 @@ class RobustProblem:
         return RobustCost(tuple(problem.evaluate(placement) for problem in self.scenarios), self.risk)
 
     @property
+    def even(self) -> bool:
+        """Whether every slot has to be in use and copies serve equal shares."""
+        return self.scenarios[0].even
+
+    def fitted(self, placement: Placement) -> Placement:
+        """Return the placement as this layer may hold it; the busiest experts are those of the first scenario."""
+        return self.scenarios[0].fitted(placement)
+
+    @property
     def domain_R(self) -> IntArray:
         """Domain of each rank."""
         return self.scenarios[0].domain_R

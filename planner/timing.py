@@ -77,10 +77,10 @@ class TimingProfile(_Strict):
     name: str
     status: Literal["uncalibrated", "calibrated"]
     note: str
-    regimes: tuple[Regime, ...] = Field(min_length=1)
+    regimes: tuple[Regime, ...] = Field(min_length=1, fail_fast=True)
     compute: ComputeConstants
-    exchanges: tuple[ExchangeModel, ...] = ()
-    experts: tuple[ExpertModel, ...] = ()
+    exchanges: tuple[ExchangeModel, ...] = Field(default=(), fail_fast=True)
+    experts: tuple[ExpertModel, ...] = Field(default=(), fail_fast=True)
 
     def regime(self, bytes_per_peer: float) -> Regime:
         """Return the regime of a mean message size in bytes."""
@@ -116,18 +116,28 @@ def profile_names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-@cache
 def load_profile(name_or_path: str = "vendor") -> TimingProfile:
     """Load a shipped profile by name or any profile by its YAML file; raise BadInput that names the field."""
     if name_or_path in profile_names():
-        text = (resources.files("planner") / "profiles" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
-    elif Path(name_or_path).suffix in (".yaml", ".yml") or Path(name_or_path).exists():
+        return _shipped(name_or_path)
+    if Path(name_or_path).suffix in (".yaml", ".yml") or Path(name_or_path).exists():
         text = read_text(name_or_path, limit_bytes=2**20)
     else:
         raise unknown_name("timing profile", name_or_path, profile_names())
+    return parse_profile(text, name_or_path)
+
+
+@cache
+def _shipped(name: str) -> TimingProfile:
+    text = (resources.files("planner") / "profiles" / f"{name}.yaml").read_text(encoding="utf-8")
+    return parse_profile(text, name)
+
+
+def parse_profile(text: str, where: str) -> TimingProfile:
+    """Read the YAML of a profile; `where` names it in errors."""
     try:
-        return TimingProfile.model_validate(parse_yaml(text, name_or_path))
+        return TimingProfile.model_validate(parse_yaml(text, where))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "document"
-        raise BadInput(f"{name_or_path}: {field}: {first['msg']} (got {str(first['input'])[:80]!r})") from error
+        raise BadInput(f"{where}: {field}: {first['msg']} (got {str(first['input'])[:80]!r})") from error

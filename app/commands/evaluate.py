@@ -24,10 +24,10 @@ from planner import (
 )
 from planner.baselines import BASELINES, baseline
 from planner.cost import step_cost
+from planner.cover_rows import step_slots
 from planner.placement import IntArray, Placement
 from planner.predict import PlanCounts
 from planner.request import default_slots_per_rank
-from planner.step_rows import StepSlots
 from planner.timing import EXCHANGES, OVERLAPS, Exchange, Overlap
 from topologies import BadInput
 from topologies.errors import unknown_name
@@ -162,5 +162,5 @@ def _fastest(
     """Predict under one exchange, or under the fastest of all."""
     names = EXCHANGES if exchange == "auto" else (exchange,)
     costs = (step_cost(workload, profile, one, overlap=overlap) for one in names)
-    slots = StepSlots(workload, placements)
+    slots = step_slots(workload, placements)
     return min((PlanCounts(cost, slots).price(name) for cost in costs), key=lambda prediction: prediction.total_us)

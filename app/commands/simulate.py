@@ -30,6 +30,13 @@ from topologies.files import write_text
 @click.option("--exchange", type=click.Choice(EXCHANGES), help="All-to-all algorithm. [default: the plan's]")
 @click.option("--profile", default="vendor", show_default=True, help="Timing profile: a shipped name or a YAML file.")
 @click.option("--barriers", is_flag=True, help="Let every phase wait for the one before, as the closed form does.")
+@click.option(
+    "--pieces",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Two-level: forward messages in so many parts; the closed form assumes as many as you like.",
+)
 @click.option("--json", "json_", is_flag=True, help="Print the times as JSON instead of a table.")
 def simulate(
     plan: str,
@@ -40,6 +47,7 @@ def simulate(
     exchange: Exchange | None,
     profile: str,
     barriers: bool,
+    pieces: int,
     json_: bool,
 ) -> None:
     """Simulate one layer of a plan, message by message, and draw its timeline.
@@ -54,7 +62,9 @@ def simulate(
     index = _layer_index(loaded, layer)
     workload = workload_of_plan(loaded, [loaded.layers[index].layer], routing=routing, cluster=cluster)
     timing = load_profile(profile)
-    done = simulate_layer(workload, loaded.placement(index), 0, timing, exchange or loaded.exchange, barriers=barriers)
+    done = simulate_layer(
+        workload, loaded.placement(index), 0, timing, exchange or loaded.exchange, barriers=barriers, pieces=pieces
+    )
     if output is not None:
         write_text(output, json.dumps(chrome_trace(done), separators=(",", ":"), allow_nan=False))
     if json_:

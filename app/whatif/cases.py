@@ -32,7 +32,7 @@ from topologies.vary import with_hosts, with_nic_gbps, with_scale_up
 from topologies.without import without
 
 OnLayer = Callable[[int], None]
-MAX_RANKS = 288  # what the app answers while one watches; the command line takes more
+MAX_RANKS = 288  # what the app answers while one watches: at 512 one simulated layer takes over half a minute
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ class Case:
     def key(self) -> str:
         """Return a digest of what a plan depends on."""
         chosen = self.settings
-        asked = (chosen.exchange, chosen.objective, chosen.overlap, self.slots_per_rank)
+        asked = (chosen.exchange, chosen.objective, chosen.overlap, chosen.survive, self.slots_per_rank)
         return _digest(self.workload_key, self.profile.model_dump_json(), *asked)
 
     @cached_property
@@ -96,7 +96,7 @@ class Case:
 
     def fast_plan(self, workload: Workload) -> Solution:
         """Return the best baseline of every layer, duplicate replicas merged: a plan without a search."""
-        return self.search(workload, time_limit_s=0.0)
+        return self.search(workload, time_limit_s=0.0, workers=1)
 
     def search(
         self,
@@ -106,13 +106,20 @@ class Case:
         workers: int | None = None,
         on_layer: OnLayer | None = None,
     ) -> Solution:
-        """Search for a plan; see `planner.solve`."""
+        """Search for a plan; see `planner.solve`, and `survive_host` where experts are to survive."""
         chosen = self.settings
-        return solve(
+        found = solve(
             workload, self.profile, self.slots_R(), objective=chosen.objective, exchange=chosen.exchange,
             overlap=chosen.overlap, time_limit_s=time_limit_s, seed=chosen.seed, workers=workers,
             on_layer=on_layer or (lambda _: None),
         )  # fmt: skip
+        if not chosen.survive:
+            return found
+        from planner.solve.survivors import survive_host  # noqa: PLC0415 - solvers load only where one searches
+
+        search = time_limit_s != 0
+        slots_R = self.slots_R()
+        return survive_host(found, workload, self.profile, slots_R, search=search, workers=workers).solution
 
 
 def make_case(settings: Settings, uploads: Uploads) -> Case:

@@ -87,6 +87,10 @@ def _faults(mine: Session, a: Planned) -> None:
         "Lost parts", list(options), **bound("lost", list, tuple, other=True), accept_new_options=True,
         placeholder="none", help="Hosts, or type a GPU or a NIC: host1/gpu2, host0/nic4.",
     )  # fmt: skip
+    st.toggle(
+        "Survive the loss of a host", **bound("survive", other=True),
+        help="As many experts as the slots allow get copies on two hosts; the difference to A is what that costs.",
+    )  # fmt: skip
     slow = st.toggle(
         "A slow GPU", **bound("slow_rank", lambda value: value is not None, lambda on: 0 if on else None, other=True)
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from executor.validation.report import ValidationReport, load_report
 from topologies.errors import BadInput
 from topologies.files import read_text
+from topologies.json_text import parse_json
 
-MAX_BYTES = 64 * 2**20
+MAX_BYTES = 16 * 2**20
+MAX_VALUES = 200_000  # each may be wrong, and pydantic keeps a note of each
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,7 @@ class Report:
 
 def read_report(path: Path, name: str) -> Report:
     """Read the JSON of `epplan validate` or of `epplan run --json`; raises BadInput for anything else."""
-    try:
-        document = json.loads(read_text(path, limit_bytes=MAX_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{name}: not a JSON document: {str(error)[:120]}") from error
+    document = parse_json(read_text(path, limit_bytes=MAX_BYTES), name, max_values=MAX_VALUES)
     if isinstance(document, dict) and document.get("format") == "epplan.validation":
         return _of_validation(load_report(path))
     if isinstance(document, dict) and {"phases", "layers", "conforms", "exchange"} <= set(document):

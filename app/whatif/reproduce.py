@@ -120,6 +120,8 @@ def _step(planned: Planned) -> list[str]:
     for name, default in (("exchange", "auto"), ("objective", "time"), ("overlap", "none")):
         if getattr(settings, name) != default:
             options += [f"--{name}", getattr(settings, name)]
+    if settings.survive:
+        options += ["--survive", "host"]
     if settings.seed:
         options += ["--seed", str(settings.seed)]
     limit = 0.0 if found is None else found.time_limit_s

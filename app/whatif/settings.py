@@ -47,6 +47,7 @@ class Settings(BaseModel):
         nic_gbps: GB/s of every NIC; None as described.
         scale_up: factor on NVLink and xGMI.
         oversubscription: of the fabric; None as described.
+        survive: as many experts as the slots allow have copies on two hosts.
         slow_rank, slow_speed: a rank (of those left) whose GPU computes at a part of its speed.
 
     """
@@ -72,6 +73,7 @@ class Settings(BaseModel):
     nic_gbps: Speed | None = None
     scale_up: float = Field(default=1.0, gt=0, le=100, allow_inf_nan=False)
     oversubscription: float | None = Field(default=None, ge=1, le=1000, allow_inf_nan=False)
+    survive: bool = False
     slow_rank: int | None = Field(default=None, ge=0, le=100_000)
     slow_speed: float = Field(default=0.5, gt=0, le=1, allow_inf_nan=False)
 

@@ -1,4 +1,4 @@
-"""What pages ask for, kept by content: the same question is worked out once, whoever asks it.
+"""What pages ask for, kept by content: the same question is worked out once, whoever asks it, in another process.
 
 Every key is a digest of the content itself (see `app.whatif.cases`). Values are never changed once made, so sessions
 may share them.
@@ -13,14 +13,17 @@ import numpy as np
 import streamlit as st
 
 from app.whatif.cases import Case, make_case
+from app.whatif.pool import pool
+from app.whatif.questions import FastPlan, Migrated, Predicted, Question, Reported, Simulated
 from app.whatif.settings import Settings
 from app.whatif.state import Found, Session
-from planner import Placement, Prediction, Solution, Workload, predict
+from planner import Placement, Prediction, Solution, Workload
+from planner.cover_rows import step_slots
 from planner.link_use import LinkUse, link_use
+from planner.migrate import Migration
 from planner.placement import FloatArray
-from planner.routing_report import RoutingReport, report
-from planner.simulate import Simulation, simulate_layer
-from planner.step_rows import StepSlots
+from planner.routing_report import RoutingReport
+from planner.simulate import Simulation
 from topologies import Cluster
 from topologies.catalog import load_system
 from topologies.lint import Finding, lint
@@ -107,27 +110,31 @@ def workload_of(case: Case) -> Workload:
 @kept
 def fast_plan(case: Case) -> Solution:
     """Return the best baseline of every layer."""
-    return case.fast_plan(workload_of(case))
+    found: Solution = _asked(FastPlan(case))
+    return found
 
 
 @kept
 def moved(plan: Planned, case: Case) -> Prediction:
     """Predict a plan, as it is, under another case with the same ranks and experts."""
-    return predict(
-        "A's plan, as it is",
-        plan.solution.placements,
-        workload_of(case),
-        case.profile,
-        plan.solution.exchange,
-        overlap=case.settings.overlap,
-    )
+    asked = Predicted("A's plan, as it is", case, plan.solution.placements, plan.solution.exchange)
+    prediction: Prediction = _asked(asked)
+    return prediction
+
+
+@kept
+def migrated(plan: Planned, other: Planned) -> Migration:
+    """Return what it takes to put another plan of the same model into the place of a plan."""
+    asked = Migrated(other.case, plan.case.cluster, plan.solution.placements, other.solution.placements)
+    found: Migration = _asked(asked)
+    return found
 
 
 @kept
 def simulation(plan: Planned, name: str, row: int, *, barriers: bool = False) -> Simulation:
     """Return the simulation of one layer under the plan or a baseline."""
-    placement, profile = plan.placements(name)[row], plan.case.profile
-    return simulate_layer(plan.workload, placement, row, profile, plan.solution.exchange, barriers=barriers)
+    done: Simulation = _asked(Simulated(plan.case, plan.placements(name)[row], row, plan.solution.exchange, barriers))
+    return done
 
 
 @kept
@@ -139,7 +146,7 @@ def links(plan: Planned, name: str, row: int) -> LinkUse:
 @kept
 def loads_LR(plan: Planned, name: str) -> FloatArray:
     """Return the token-expert pairs of every rank in every layer."""
-    slots = StepSlots(plan.workload, plan.placements(name))
+    slots = step_slots(plan.workload, plan.placements(name))
     loads: FloatArray = np.einsum("lcr,c->lr", slots.pairs_LCR, plan.workload.class_size_C)
     return loads
 
@@ -161,4 +168,16 @@ def linted(spec: ClusterSpec, system: str | None) -> list[Finding]:
 )
 def routing_report(case: Case) -> RoutingReport:
     """Return what the statistics say before any plan."""
-    return report(case.routing)
+    found: RoutingReport = _asked(Reported(case))
+    return found
+
+
+def _asked(question: Question) -> Any:
+    return pool().ask(question, lambda: _drawn(question.case))
+
+
+def _drawn(case: Case) -> Workload:
+    """Return the workload that others on the same statistics start from, its tokens drawn before it is sent around."""
+    workload = sampled(case)
+    _ = workload.tokens_LPK
+    return workload

@@ -6,18 +6,12 @@ Shapes: L layers, E experts, D domains, R ranks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from planner.exporters.reshape import (
-    filled,
-    in_whole_groups,
-    trivial,
-    with_common_shares,
-    with_equal_shares,
-    without_replicas,
-)
+from planner.even import filled
+from planner.exporters.reshape import in_whole_groups, trivial, with_common_shares, without_replicas
 from planner.exporters.target import Deployment, Limits
 from planner.placement import FloatArray, IntArray, Placement
 from planner.plan import Plan
@@ -57,6 +51,7 @@ class Adaptation:
             self._keep_groups()
         if not self.limits.uneven_slots:
             self._fill_slots()
+        self._drop_cover()
         self._set_shares()
         return Deployment(self.plan.model, self._complete())
 
@@ -124,17 +119,26 @@ class Adaptation:
             self._lose(
                 layers, f"ranks with fewer than {slots} slots",
                 f"{empty} empty slots are filled with further copies of the busiest experts",
-                "a target that holds them (omni; lp-shares fills slots without using them)",
+                "plan with --engine-compatible; omni holds them, lp-shares fills slots without using them",
             )  # fmt: skip
         for index in layers:
             load_E = np.ones(self.plan.model.experts) if self.load_LE is None else self.load_LE[index]
             self.placements[index] = filled(self.placements[index], slots, load_E)
 
+    def _drop_cover(self) -> None:
+        layers = self._where(lambda p: p.replica_choice == "cover" and len(p.expert_S) > p.num_experts)
+        if layers:
+            self._lose(
+                layers, "the replica choice cover", "copies are chosen by shares",
+                "plan with --replica-choice shares",
+            )  # fmt: skip
+        self.placements[:] = [replace(placement, replica_choice="shares") for placement in self.placements]
+
     def _set_shares(self) -> None:
         if self.limits.shares == "engine":
-            equal = [with_equal_shares(placement) for placement in self.placements]
+            equal = [placement.with_equal_shares() for placement in self.placements]
             what, instead = "unequal shares of copies", "the engine chooses between copies; predicted as equal shares"
-            remedy = "--to lp-shares writes them for SGLang"
+            remedy = "plan with --engine-compatible; --to lp-shares writes them for SGLang"
         else:
             weight_D = np.bincount([entry.domain for entry in self.plan.cluster.ranks]).astype(float)
             equal = [with_common_shares(placement, weight_D) for placement in self.placements]

@@ -1,4 +1,4 @@
-"""One layer bent into what a format can hold: fewer copies, even slots, shares that sources have in common.
+"""One layer bent into what a format can hold: fewer copies, whole groups, shares that sources have in common.
 
 Each function returns the placement that is nearest to the given one; what the difference costs is predicted, not
 guessed (`planner.exporters.lossy`).
@@ -27,35 +27,6 @@ def without_replicas(weight_ER: FloatArray, room_R: IntArray, num_domains: int) 
     rank_P = np.repeat(np.arange(len(room_R)), room_R)
     expert_E, position_E = _heaviest_matching(weight_ER[:, rank_P])
     return Placement.of_slots(expert_E, rank_P[position_E], len(weight_ER), len(room_R), num_domains)
-
-
-def filled(placement: Placement, slots: int, load_E: FloatArray) -> Placement:
-    """Return the placement with `slots` slots on every rank; the new ones serve nobody yet.
-
-    Each takes an expert that the rank lacks, the one with the most load a copy.
-    """
-    copies_E = placement.copies_E.astype(float)
-    held_RE = np.zeros((placement.num_ranks, placement.num_experts), dtype=bool)
-    held_RE[placement.rank_S, placement.expert_S] = True
-    new_expert, new_rank = [], []
-    for rank in np.argsort(placement.slots_R, kind="stable"):
-        for _ in range(slots - int(placement.slots_R[rank])):
-            expert = int(np.argmax(np.where(held_RE[rank], -1.0, load_E / copies_E)))
-            held_RE[rank, expert] = True
-            copies_E[expert] += 1
-            new_expert.append(expert)
-            new_rank.append(int(rank))
-    expert_S = np.concatenate([placement.expert_S, np.array(new_expert, dtype=np.int64)])
-    rank_S = np.concatenate([placement.rank_S, np.array(new_rank, dtype=np.int64)])
-    share_DS = np.pad(placement.share_DS, ((0, 0), (0, len(new_rank))))
-    order = np.argsort(rank_S, kind="stable")
-    return Placement(expert_S[order], rank_S[order], share_DS[:, order], placement.num_experts, placement.num_ranks)
-
-
-def with_equal_shares(placement: Placement) -> Placement:
-    """Return the same slots, each copy of an expert serving an equal part."""
-    share_S = 1.0 / placement.copies_E[placement.expert_S]
-    return placement.with_shares(np.tile(share_S, (placement.num_domains, 1)))
 
 
 def with_common_shares(placement: Placement, weight_D: FloatArray) -> Placement:

@@ -24,12 +24,15 @@ from planner.solve.swaps import descend_by_swaps
 def improve_domains(problem: Problem, placement: Placement, max_steps: int, deadline: float | None = None) -> Placement:
     """Return the placement with experts traded between domains while the cost of the drawn-together layer falls.
 
-    Shares come back local first. Copies of an expert in one domain stay copies in one domain.
+    Shares come back local first, or equal where the layer has to be even. Copies of an expert in one domain stay copies
+    in one domain.
     """
     first = scenarios_of(problem)[0]
     domains = np.arange(first.num_domains)
 
     def local(on_domains: Placement) -> Placement:
+        if problem.even:
+            return on_domains.with_equal_shares()
         return on_domains.with_shares(local_shares(on_domains, domains))
 
     start = local(
@@ -88,7 +91,7 @@ def _drawn_phase(problem: LayerProblem, phase: Phase) -> Phase:
 
 
 def _on_ranks(problem: Problem, found: Placement) -> Placement:
-    """Pack the copies of each domain on its ranks by the load that local-first shares give them, of all scenarios."""
+    """Pack the copies of each domain on its ranks by the load that their shares give them, of all scenarios."""
     first = scenarios_of(problem)[0]
     copies_DE: IntArray = np.zeros((first.num_domains, first.num_experts), dtype=np.int64)
     np.add.at(copies_DE, (found.rank_S, found.expert_S), 1)
@@ -98,4 +101,4 @@ def _on_ranks(problem: Problem, found: Placement) -> Placement:
         np.add.at(load_DE, (found.rank_S, found.expert_S), one.class_size_C @ rows_CS)
     lists = pack_ranks(first, load_DE, copies_DE)
     packed = Placement.equal_shares(lists, first.num_experts, first.num_domains)
-    return packed.with_shares(local_shares(packed, first.domain_R))
+    return problem.fitted(packed.with_shares(local_shares(packed, first.domain_R)))

@@ -11,10 +11,11 @@ import numpy as np
 
 from planner.baselines import BASELINES, baseline
 from planner.cost import StepCost, step_cost
+from planner.even import evened
 from planner.layer import LayerProblem, layer_problem
 from planner.placement import FloatArray, IntArray, Placement
 from planner.predict import PlanCounts, Prediction
-from planner.solve.bounds import BoundedLayers, imbalance_bounds, lower_bounds
+from planner.solve.bounds import BoundedLayers, imbalance_bounds, lower_bound, lower_bounds
 from planner.solve.solution import LayerSolution, Objective
 from planner.step_rows import StepSlots
 from planner.survive import Backups
@@ -28,27 +29,35 @@ class Incumbents:
     """The baselines of a workload, under any exchange.
 
     Attributes:
-        slots_R: slots of each rank.
+        slots: of each rank [R], or of each rank in each layer [L, R].
         objective, overlap: what is minimised, and how the phases of a layer share the time.
         baselines: their placements as they are, by name.
         backups: for each layer, the experts that have to survive the loss of a host.
+        even: whether every slot has to be in use and copies serve equal shares.
 
     """
 
     workload: Workload
     profile: TimingProfile
-    slots_R: IntArray
+    slots: IntArray
     objective: Objective
     overlap: Overlap
     baselines: Mapping[str, list[Placement]]
     backups: Sequence[Backups] | None = None
+    even: bool = False
+
+    @cached_property
+    def slots_LR(self) -> IntArray:
+        """Return the slots of each rank in each layer."""
+        return slots_of_layers(self.slots, self.workload)
 
     def start(self, name: str, row: int) -> Placement:
-        """Return a baseline's placement of a layer with duplicate replicas merged."""
-        return self.baselines[name][row].without_duplicates()
+        """Return a baseline's placement of a layer with duplicate replicas merged, evened where that is asked."""
+        merged = self.baselines[name][row].without_duplicates()
+        return evened(merged, int(self.slots_LR[row, 0]), self.workload.load_LE[row]) if self.even else merged
 
     def starts(self, row: int) -> list[Placement]:
-        """Return every baseline's placement of a layer with duplicate replicas merged."""
+        """Return the start that every baseline gives for a layer."""
         return [self.start(name, row) for name in self.baselines]
 
     @cached_property
@@ -70,11 +79,19 @@ class Incumbents:
         return {}
 
     def predicted(self, exchange: Exchange) -> list[Prediction]:
-        """Return the prediction of every baseline under an exchange, duplicate replicas merged."""
+        """Return the prediction of every baseline's starts under an exchange."""
         if exchange not in self._predicted:
-            counts = self._counts(exchange)
-            self._predicted[exchange] = [one.price(name, merged=True) for name, one in counts.items()]
+            self._predicted[exchange] = (
+                [PlanCounts(self._cost(exchange), slots).price(name) for name, slots in self._evened_slots.items()]
+                if self.even
+                else [one.price(name, merged=True) for name, one in self._counts(exchange).items()]
+            )
         return self._predicted[exchange]
+
+    @cached_property
+    def _evened_slots(self) -> dict[str, StepSlots]:
+        rows = range(self.workload.num_layers)
+        return {name: StepSlots(self.workload, [self.start(name, row) for row in rows]) for name in self.baselines}
 
     def baselines_predicted(self, exchange: Exchange) -> list[Prediction]:
         """Return the prediction of every baseline as it is under an exchange."""
@@ -90,15 +107,22 @@ class Incumbents:
 
     def problem(self, exchange: Exchange, row: int) -> LayerProblem:
         """Return a layer's problem under an exchange."""
-        problem = layer_problem(self.workload, self._cost(exchange), self.slots_R, row)
+        problem = layer_problem(self.workload, self._cost(exchange), self.slots_LR[row], row)
         problem = problem.for_balance() if self.objective == "balance" else problem
-        return problem if self.backups is None else replace(problem, backups=self.backups[row])
+        return replace(problem, backups=None if self.backups is None else self.backups[row], even=self.even)
 
-    def bounds(self, exchange: Exchange) -> FloatArray:
-        """Return a proven lower bound of every layer [L] in the objective's unit."""
+    def bounds(self, exchange: Exchange, *, thorough: bool = False) -> FloatArray:
+        """Return a proven lower bound of every layer [L] in the objective's unit.
+
+        The quick ones are for the most slots of any layer; the `thorough` ones take a tenth of a second a layer.
+        """
+        if thorough and self.objective == "time":
+            problems = (self.problem(exchange, row) for row in range(self.workload.num_layers))
+            return np.array([lower_bound(problem, thorough=True) for problem in problems])
+        slots_R = self.slots_LR.max(axis=0)
         if self.objective == "balance":
-            return imbalance_bounds(self.workload.load_LE, self.slots_R)
-        return lower_bounds(BoundedLayers.of_workload(self.workload, self._cost(exchange), self.slots_R))
+            return imbalance_bounds(self.workload.load_LE, slots_R)
+        return lower_bounds(BoundedLayers.of_workload(self.workload, self._cost(exchange), slots_R))
 
     def layers(self, exchange: Exchange) -> list[LayerSolution]:
         """Return the best start of every layer."""
@@ -118,13 +142,28 @@ class Incumbents:
         return np.array([[getattr(layer, field) for layer in one.layers] for one in self.predicted(exchange)])
 
 
-def place_baselines(workload: Workload, slots_R: IntArray) -> dict[str, list[Placement]]:
-    """Return the placements of every baseline that fits the slots; where none does, experts in order of slots."""
+def slots_of_layers(slots: IntArray, workload: Workload) -> IntArray:
+    """Return the slots of each rank in each layer [L, R], from those or from the slots of each rank [R]."""
+    return np.broadcast_to(slots, (workload.num_layers, workload.num_ranks))
+
+
+def place_baselines(workload: Workload, slots: IntArray) -> dict[str, list[Placement]]:
+    """Return the placements of every baseline that fits the slots; where none does, experts in order of slots.
+
+    `slots` are those of each rank [R], or of each rank in each layer [L, R].
+    """
+    alike_XR, alike_L = np.unique(slots_of_layers(slots, workload), axis=0, return_inverse=True)
+    fitting = [_fitting(workload, slots_R) for slots_R in alike_XR]
+    names = [name for name in BASELINES if all(name in found for found in fitting)] or ["in-order"]
+    return {name: [fitting[x][name][row] for row, x in enumerate(alike_L.ravel().tolist())] for name in names}
+
+
+def _fitting(workload: Workload, slots_R: IntArray) -> dict[str, list[Placement]]:
     placements = {}
     for name in BASELINES:
         with suppress(Infeasible):
             placements[name] = baseline(name, workload, slots_R)
-    return placements or {"in-order": _in_order(workload, slots_R)}
+    return placements if len(placements) == len(BASELINES) else {"in-order": _in_order(workload, slots_R)} | placements
 
 
 def _in_order(workload: Workload, slots_R: IntArray) -> list[Placement]:

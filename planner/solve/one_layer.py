@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from planner.layer import LayerProblem
-from planner.placement import IntArray, Placement, check_placement
+from planner.placement import IntArray, Placement
 from planner.solve.bounds import lower_bound
 from planner.solve.domains import has_domain_traffic, improve_domains
 from planner.solve.placement_milp import PlacementModel
@@ -21,6 +21,7 @@ from planner.solve.shares import best_shares
 from planner.solve.solution import LayerSolution
 from planner.solve.start import constructed
 from planner.solve.swaps import descend_by_swaps, swapped
+from planner.solve.verify import broken_constraint
 from planner.wire import TokenSample
 from planner.workload import TokenSampler
 
@@ -44,6 +45,7 @@ class Budget:
         neighbourhood_ranks: ranks freed in each.
         nodes: branch-and-bound nodes of each.
         restarts: descents from the best placement, shaken.
+        proof: whether a lower bound is worked out; without it is 0.
 
     """
 
@@ -55,6 +57,7 @@ class Budget:
     neighbourhood_ranks: int = 3
     nodes: int = 20
     restarts: int = 0
+    proof: bool = True
 
 
 # for searches that a deadline ends: every start in turn, then neighbourhoods until the time is up
@@ -75,12 +78,14 @@ def solve_layer(
     With a `sampler` the search counts rows over more tokens of its own, and the placement that it finds is judged
     over the tokens of `problem` like any start: what it reports is not flattered by the sample that it searched on.
     """
+    starts = [problem.fitted(start) for start in starts]
     search = _Search(search_problem(problem, sampler, seed), budget, np.random.default_rng(abs(seed)), deadline)
     search.run(starts)
     candidates = [search.best] if sampler is None else [search.best, *starts]
     costs = [problem.evaluate(candidate).layer_us for candidate in candidates]
     best = int(np.argmin(costs))
-    bound = search.bound if search.problem is problem else lower_bound(problem)
+    proven = search.bound if search.problem is problem else 0.0  # another sample proves nothing of this one
+    bound = max(proven, lower_bound(problem, thorough=True)) if budget.proof else 0.0
     return LayerSolution(candidates[best], costs[best], bound, time.monotonic() - search.started)
 
 
@@ -99,20 +104,20 @@ class _Search:
     def __init__(self, problem: LayerProblem, budget: Budget, rng: np.random.Generator, deadline: float | None) -> None:
         self.problem, self.budget, self.rng, self.deadline = problem, budget, rng, deadline
         self.started = time.monotonic()
-        self.bound = lower_bound(problem)
+        self.bound = lower_bound(problem) if budget.proof else 0.0
         self.best: Placement
         self.best_us = float("inf")
 
     def run(self, starts: Sequence[Placement]) -> None:
         """Run the whole search."""
         for start in starts:
-            self._keep(start.without_duplicates().without_idle_slots())
+            self._keep(self.problem.fitted(start.without_duplicates().without_idle_slots()))
         if self._done():
             return
         if self.problem.num_experts * self.problem.num_ranks <= EXACT_PAIRS and self._linear:
             self._solve_exactly()
         pool = [start.without_duplicates() for start in starts]
-        pool += self._constructions(pool)
+        pool = [self.problem.fitted(placement) for placement in (*pool, *self._constructions(pool))]
         pool.sort(key=lambda placement: self.problem.evaluate(placement).layer_us)
         for start in pool[: self.budget.finalists]:
             if self._done():
@@ -145,8 +150,7 @@ class _Search:
     def _keep(self, placement: Placement) -> Placement:
         """Take over a placement if it is cheaper and, checked from the definitions, valid; return it either way."""
         cost_us = self.problem.evaluate(placement).layer_us
-        if cost_us < self.best_us:
-            check_placement(placement, self.problem.slots_R, where="search")
+        if cost_us < self.best_us and not broken_constraint(placement, self.problem.slots_R, self.problem.num_experts):
             self.best, self.best_us = placement, cost_us
         return placement
 

@@ -1,7 +1,7 @@
 """Which of a layer's placements to take in every layer, when moves cost something or only so many are allowed.
 
-A multiple-choice knapsack: one option a layer, the least sum of (objective + price * moves), moves at most a limit.
-Solved exactly, by dynamic programming over the moves spent so far.
+A multiple-choice knapsack (`planner.solve.knapsack`): one option a layer, the least sum of (objective + price * moves),
+moves at most a limit.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.placement import Placement
+from planner.solve.knapsack import cheapest_within
 from topologies import Infeasible
 
 
@@ -48,19 +49,6 @@ def choose(options: Sequence[Sequence[Option]], price: float = 0.0, max_moves: i
             f"max moves {max_moves}: {fewest} slots have to be filled anew at least (slots or ranks are gone); nearest "
             f"feasible: --max-moves {fewest}"
         )
-    room = min(max_moves, sum(max(option.moves for option in layer) for layer in options))
-    best_M = np.zeros(room + 1)  # least cost of the layers so far with at most m moves
-    taken = []
-    for layer in options:
-        cost_OM = np.full((len(layer), room + 1), np.inf)
-        for o, option in enumerate(layer):
-            if option.moves <= room:
-                cost_OM[o, option.moves :] = best_M[: room + 1 - option.moves] + option.objective + price * option.moves
-        taken.append(cost_OM.argmin(axis=0))
-        best_M = cost_OM.min(axis=0)
-    chosen, left = [], room
-    for layer, option_M in zip(reversed(options), reversed(taken), strict=True):
-        option = layer[int(option_M[left])]
-        chosen.append(option)
-        left -= option.moves
-    return chosen[::-1]
+    costs = [np.array([option.objective + price * option.moves for option in layer]) for layer in options]
+    moves = [np.array([option.moves for option in layer]) for layer in options]
+    return [layer[taken] for layer, taken in zip(options, cheapest_within(costs, moves, max_moves), strict=True)]

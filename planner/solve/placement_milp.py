@@ -7,6 +7,10 @@
 With every rank free it is the exact model of a layer; with a few ranks free around a placement in force it is a
 neighbourhood of large-neighbourhood search: experts without a slot on a free rank stay as they are.
 
+Where the layer has to be even, slots are equations, and with  n[e,c] in {0,1}  expert e has c copies,
+
+    sum_c n[e,c] = 1,   sum_g x[e,g] = sum_c c n[e,c],   y[q,e,g] <= sum_c n[e,c] / c     equal shares
+
 Shapes: E experts, R ranks, Q source groups, N links, J free pairs (expert, rank).
 """
 
@@ -45,6 +49,7 @@ class PlacementModel:
     _lp: pulp.LpProblem = field(init=False)
     _x: dict[tuple[int, int], pulp.LpVariable] = field(init=False, default_factory=dict)
     _y: dict[tuple[int, int, int], pulp.LpVariable] = field(init=False, default_factory=dict)
+    _n: dict[tuple[int, int], pulp.LpVariable] = field(init=False, default_factory=dict)
     _times: dict[str, pulp.LpVariable] = field(init=False, default_factory=dict)
 
     def build(self) -> None:
@@ -55,6 +60,8 @@ class PlacementModel:
         self._fixed = self._fixed_slots()
         self._define_slots()
         self._define_shares()
+        if self.problem.even:
+            self._define_equal_shares()
         self._define_times()
 
     def solve(
@@ -91,7 +98,8 @@ class PlacementModel:
         rank_S = np.array([g for _, g in slots])
         order = np.argsort(rank_S, kind="stable")
         share_DS = (share_DS / total_DE[:, expert_S])[:, order]
-        return Placement(expert_S[order], rank_S[order], share_DS, old.num_experts, old.num_ranks).without_idle_slots()
+        found = Placement(expert_S[order], rank_S[order], share_DS, old.num_experts, old.num_ranks)
+        return found.with_equal_shares() if self.problem.even else found.without_idle_slots()
 
     @property
     def _num_groups(self) -> int:
@@ -119,7 +127,8 @@ class PlacementModel:
             for g in self.free_ranks:
                 self._x[e, g] = self._lp.add_variable(f"x_{e}_{g}", 0, 1, pulp.LpBinary)
         for g in self.free_ranks:
-            self._lp += pulp.lpSum(self._x[e, g] for e in self._experts) <= int(self.problem.slots_R[g])
+            used, slots = pulp.lpSum(self._x[e, g] for e in self._experts), int(self.problem.slots_R[g])
+            self._lp += used == slots if self.problem.even else used <= slots
         for e in self._experts:
             if not self._fixed[e]:
                 self._lp += pulp.lpSum(self._x[e, g] for g in self.free_ranks) >= 1
@@ -132,6 +141,20 @@ class PlacementModel:
                 self._lp += pulp.lpSum(self._y[q, e, g] for g in (*self.free_ranks, *self._fixed[e])) == 1
                 for g in self.free_ranks:
                     self._lp += self._y[q, e, g] <= self._x[e, g]
+
+    def _define_equal_shares(self) -> None:
+        for e in self._experts:
+            least, most = max(len(self._fixed[e]), 1), len(self._fixed[e]) + len(self.free_ranks)
+            for c in range(least, most + 1):
+                self._n[e, c] = self._lp.add_variable(f"n_{e}_{c}", 0, 1, pulp.LpBinary)
+            counts = range(least, most + 1)
+            free = pulp.lpSum(self._x[e, g] for g in self.free_ranks)
+            part = pulp.lpSum(self._n[e, c] * (1.0 / c) for c in counts)
+            self._lp += pulp.lpSum(self._n[e, c] for c in counts) == 1
+            self._lp += free + len(self._fixed[e]) == pulp.lpSum(c * self._n[e, c] for c in counts)
+            for q in range(self._num_groups):
+                for g in (*self.free_ranks, *self._fixed[e]):
+                    self._lp += self._y[q, e, g] <= part
 
     def _define_times(self) -> None:
         cost = self.problem.evaluate(self.incumbent)
@@ -192,6 +215,7 @@ class PlacementModel:
         held = set(zip(old.expert_S.tolist(), old.rank_S.tolist(), strict=True))
         cost = self.problem.evaluate(old)
         values = {x.name: float(pair in held) for pair, x in self._x.items()}
+        values |= {n.name: float(old.copies_E[e] == c) for (e, c), n in self._n.items()}
         keys = list(self._y)
         values |= {self._y[key].name: float(now) for key, now in zip(keys, self._now_Y(keys), strict=True)}
         parts = {"T_dispatch": cost.dispatch_us_N, "T_compute": cost.compute_us_R, "T_combine": cost.combine_us_N}

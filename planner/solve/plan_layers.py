@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Literal
 
 from planner.placement import IntArray
 from planner.solve.incumbents import Incumbents, place_baselines
 from planner.solve.solution import Objective, Solution
+from planner.solve.solvers import solver_name
+from planner.solve.verify import verify_plan
 from planner.timing import EXCHANGES, Exchange, Overlap, TimingProfile
 from planner.workload import Workload
 
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 def solve(
     workload: Workload,
     profile: TimingProfile,
-    slots_R: IntArray,
+    slots: IntArray,
     *,
+    even: bool = False,
     objective: Objective = "time",
     exchange: Exchange | Literal["auto"] = "auto",
     overlap: Overlap = "none",
@@ -33,13 +35,15 @@ def solve(
 ) -> Solution:
     """Place every layer at the least predicted cost; never worse, layer by layer, than the best baseline.
 
+    `slots` are those of each rank [R], or of each rank in each layer [L, R]. With `even`, all of them are in use and
+    copies serve equal shares, in the plan as in the baselines that it starts from: what engines can hold.
     Without a time limit the answer is the same for the same inputs and seed, whatever the number of workers. With one,
     each layer gets its part of it; at 0 the answer is the best baseline, duplicate replicas merged. Ctrl-C ends the
     search early and returns the best so far (`complete` is then False). `on_layer` is called with the number of
     layers done. Raises Infeasible where the slots do not hold every expert.
     """
     started = time.monotonic()
-    known = Incumbents(workload, profile, slots_R, objective, overlap, place_baselines(workload, slots_R))
+    known = Incumbents(workload, profile, slots, objective, overlap, place_baselines(workload, slots), even=even)
     names = sorted(EXCHANGES if exchange == "auto" else (exchange,), key=known.start_us)
     chosen, complete = names[0], True
     layers = []
@@ -53,6 +57,7 @@ def solve(
     if not layers or (objective == "time" and sum(layer.objective for layer in layers) > known.start_us(names[0])):
         chosen, layers = names[0], known.layers(names[0])
     placements = [layer.placement for layer in layers]
+    verify_plan(placements, slots, workload.model, workload.layers, workload.cluster)
     if objective == "balance":
         chosen = min(names, key=lambda name: known.predict(placements, name).total_us)
     predictions = (*known.baselines_predicted(chosen), known.predict(placements, chosen))
@@ -64,5 +69,6 @@ def solve(
         predictions=predictions,
         complete=complete,
         seconds=time.monotonic() - started,
-        solver=f"PuLP {version('pulp')}, HiGHS {version('highspy')}",
+        solver="no search" if time_limit_s == 0 else solver_name(),
+        even=even,
     )

@@ -14,22 +14,22 @@ from topologies import Infeasible
 
 
 def adapted(problem: LayerProblem, old: Placement) -> Placement:
-    """Return `old` as it is where it is valid; else with what does not fit dropped and what is missing put somewhere.
+    """Return `old` where it is valid; else with what does not fit dropped and what is missing put somewhere.
 
     1. A rank with too many slots drops the experts with the most copies, of equals those with the least load.
     2. An expert without a copy goes, heaviest first, to the rank with room that has the least load; without any room it
        replaces the redundant copy with the least load.
-    3. Shares are local first.
+    3. Shares are local first; where the layer has to be even, slots are filled and shares are equal.
     """
     if (old.copies_E > 0).all() and (old.slots_R <= problem.slots_R).all():
-        return old
+        return problem.fitted(old)
     repair = _Repair(problem, old.slots())
     repair.drop_what_does_not_fit()
     for expert in np.argsort(-problem.load_E, kind="stable").tolist():
         if not repair.copies_E[expert]:
             repair.put(expert)
     placement = Placement.equal_shares(repair.held, problem.num_experts, problem.num_domains)
-    return placement.with_shares(local_shares(placement, problem.domain_R))
+    return problem.fitted(placement.with_shares(local_shares(placement, problem.domain_R)))
 
 
 class _Repair:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from planner.align import align, arrivals, in_old_slots
 from planner.layer import LayerProblem
+from planner.migrate import ANY_MOVES, InForce, MoveLimit
 from planner.placement import IntArray, Placement, check_placement
 from planner.predict import Prediction
 from planner.solve.incumbents import Incumbents
@@ -30,33 +31,6 @@ from planner.workload import TokenSampler, Workload
 STRIDES = (1, 1, 1, 1, 2, 2, 2, 4, 4, 6, 8, 8, 12, 16)  # swaps between the placements that are kept as options
 SHARE_ROUNDS = 3
 UNEVEN, FEW_MOVES = 3, 16  # a layer's search ends beyond this many times its even part of the moves, and this many
-
-
-@dataclass(frozen=True, eq=False)
-class InForce:
-    """The plan in force on the ranks that there are: its placements, which may lack experts, and its exchange."""
-
-    placements: Sequence[Placement]
-    exchange: Exchange
-
-
-@dataclass(frozen=True)
-class MoveLimit:
-    """What moving costs.
-
-    Attributes:
-        max_moves: experts that may travel, all layers together; None for any number.
-        price_us: microseconds of step time (or imbalance, with that objective) that each move has to save.
-
-    """
-
-    max_moves: int | None = None
-    price_us: float = 0.0
-
-    @property
-    def is_free(self) -> bool:
-        """Return whether any number of moves may be made at no price."""
-        return self.max_moves is None and self.price_us == 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +65,7 @@ def replan(
     workload: Workload,
     profile: TimingProfile,
     slots_R: IntArray,
-    limit: MoveLimit = MoveLimit(),
+    limit: MoveLimit = ANY_MOVES,
     *,
     backups: Sequence[Backups] | None = None,
     search: bool = True,
@@ -108,11 +82,11 @@ def replan(
     """
     started = time.monotonic()
     overlap = free.predictions[-1].overlap
-    known = Incumbents(workload, profile, slots_R, free.objective, overlap, free.baselines, backups)
+    known = Incumbents(workload, profile, slots_R, free.objective, overlap, free.baselines, backups, free.even)
     near = _NearSearch(known, in_force, free, limit, search, seed, workers, deadline)
     found = {name: near.layers(name) for name in dict.fromkeys((free.exchange, in_force.exchange))}
     exchange, chosen = _cheapest(found, limit)
-    free_exchange, unlimited = _cheapest(found, MoveLimit())
+    free_exchange, unlimited = _cheapest(found, ANY_MOVES)
     valid = [layer.valid for layer in found[exchange]]
     mended = any(layer.mended for layer in found[exchange])
     solution = replace(
@@ -120,7 +94,7 @@ def replan(
         exchange=exchange,
         layers=tuple(
             LayerSolution(one.placement, one.objective, bound, 0.0)
-            for one, bound in zip(chosen, known.bounds(exchange).tolist(), strict=True)
+            for one, bound in zip(chosen, known.bounds(exchange, thorough=search).tolist(), strict=True)
         ),
         predictions=(*known.baselines_predicted(exchange), known.predict([one.placement for one in chosen], exchange)),
         seconds=free.seconds + time.monotonic() - started,

@@ -80,9 +80,10 @@ def mean_workload(workloads: Sequence[Workload]) -> Workload:
 def solve_scenarios(
     workloads: Sequence[Workload],
     profile: TimingProfile,
-    slots_R: IntArray,
+    slots: IntArray,
     risk: Risk,
     *,
+    even: bool = False,
     objective: Objective = "time",
     exchange: Exchange | Literal["auto"] = "auto",
     overlap: Overlap = "none",
@@ -100,15 +101,18 @@ def solve_scenarios(
     started = time.monotonic()
     mean = mean_workload(workloads)
     of_mean = solve(
-        mean, profile, slots_R, objective=objective, exchange=exchange, overlap=overlap, seed=seed, workers=workers,
+        mean, profile, slots,
+        even=even, objective=objective, exchange=exchange, overlap=overlap, seed=seed, workers=workers,
         time_limit_s=None if time_limit_s is None else MEAN_PART * time_limit_s, budget=budget, on_layer=on_layer,
     )  # fmt: skip
-    known = [Incumbents(one, profile, slots_R, objective, overlap, place_baselines(one, slots_R)) for one in workloads]
+    known = [
+        Incumbents(one, profile, slots, objective, overlap, place_baselines(one, slots), even=even) for one in workloads
+    ]
     name = of_mean.exchange
     deadline = None if time_limit_s is None else started + time_limit_s
     rows = range(mean.num_layers)
     starts = [
-        [of_mean.placements[row], *_baselines(of_mean, row), *(p for one in known for p in one.starts(row))]
+        [of_mean.placements[row], *_baselines(of_mean, row, known[0]), *(p for one in known for p in one.starts(row))]
         for row in rows
     ]
     import joblib  # noqa: PLC0415 - a tenth of a second, and not every plan needs it
@@ -125,7 +129,7 @@ def solve_scenarios(
         for row in rows
     )
     found: list[tuple[Placement, float]] = joblib.Parallel(n_jobs=workers or joblib.cpu_count())(calls)
-    bound_L: FloatArray = risk.of(np.stack([one.bounds(name) for one in known]))
+    bound_L: FloatArray = risk.of(np.stack([one.bounds(name, thorough=time_limit_s != 0) for one in known]))
     layers = tuple(
         LayerSolution(placement, worth, bound, 0.0)
         for (placement, worth), bound in zip(found, bound_L.tolist(), strict=True)
@@ -142,8 +146,8 @@ def solve_scenarios(
     return RobustSolution(solution, tuple(workloads), worst, table)
 
 
-def _baselines(solution: Solution, row: int) -> list[Placement]:
-    return [placements[row].without_duplicates() for placements in solution.baselines.values()]
+def _baselines(of_mean: Solution, row: int, known: Incumbents) -> list[Placement]:
+    return replace(known, baselines=of_mean.baselines).starts(row)
 
 
 def _table(

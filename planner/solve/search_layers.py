@@ -111,7 +111,7 @@ class LayerSearch:
             for row, solution in jobs:
                 found[row] = solution
                 on_layer(len(found))
-        except (KeyboardInterrupt, BrokenProcessPool):
+        except (KeyboardInterrupt, BrokenProcessPool, MemoryError):  # Ctrl-C, a worker that was killed, no memory
             return False
         return True
 

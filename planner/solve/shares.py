@@ -30,8 +30,11 @@ def best_shares(problem: Problem, placement: Placement, rounds: int = 1) -> Plac
     """Return the placement with shares that minimise its cost; never worse than the shares it came with.
 
     `rounds` limits the linearisations where the cost is not linear; one suffices for `pairwise` and for balance.
-    Slots that end up serving nobody are dropped, unless they stand by for a lost host.
+    Slots that end up serving nobody are dropped, unless they stand by for a lost host. Where the layer has to be even,
+    there is nothing to choose.
     """
+    if problem.even:
+        return problem.fitted(placement)
     placement = placement.without_duplicates()
     best_us = problem.evaluate(placement).layer_us
     linear = not any(leg.distinct for leg in scenarios_of(problem)[0].cost.dispatch.legs)

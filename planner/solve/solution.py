@@ -41,6 +41,7 @@ class Solution:
         complete: False where the search was interrupted and some layers hold their best start.
         seconds: wall-clock time of the whole search.
         solver: what searched, with versions.
+        even: every rank has as many slots, all in use, and copies serve equal shares.
 
     """
 
@@ -52,6 +53,7 @@ class Solution:
     complete: bool
     seconds: float
     solver: str
+    even: bool = False
 
     @property
     def placements(self) -> list[Placement]:

@@ -63,7 +63,7 @@ def survive_host(
         raise BadInput(f"--survive host: {workload.cluster.name} has ranks on one host only")
     started = time.monotonic()
     overlap = free.predictions[-1].overlap
-    known = Incumbents(workload, profile, slots_R, free.objective, overlap, free.baselines)
+    known = Incumbents(workload, profile, slots_R, free.objective, overlap, free.baselines, even=free.even)
     host_R = np.asarray(workload.cluster.host_of_rank)
     import joblib  # noqa: PLC0415 - a tenth of a second, and not every plan needs it
 
@@ -88,10 +88,10 @@ def _one_layer(
     problem: LayerProblem, free: Placement, host_R: IntArray, rounds: int, deadline: float | None
 ) -> tuple[Placement, float, Backups]:
     """Spread a layer's copies over hosts, then descend to the least time among the placements that save as many."""
-    placement = spread_over_hosts(problem, free, host_R)
+    placement = problem.fitted(spread_over_hosts(problem, free, host_R))
     backups = Backups(host_R, int(survivors_E(placement, host_R).sum()))
     problem = replace(problem, backups=backups)
-    serving = placement.with_shares(local_shares(placement, problem.domain_R))
+    serving = problem.fitted(placement.with_shares(local_shares(placement, problem.domain_R)))
     placement = min((placement, serving), key=lambda one: problem.evaluate(one).layer_us)
     best, best_us = placement, problem.evaluate(placement).layer_us
     for _ in range(rounds):

@@ -209,6 +209,7 @@ def test_surface_is_frozen():
         "--model", "--cluster", "--routing", "--slots-per-rank", "--tokens-per-rank", "--exchange", "--objective",
         "--time-limit", "--profile", "--seed", "--workers", "-o", "--output", "--json", "--from", "--max-moves",
         "--move-cost", "--without", "--rank-speed", "--survive", "--windows", "--robust",
+        "--memory-per-rank", "--training", "--engine-compatible", "--replica-choice",
     }  # fmt: skip
     assert {option for param in diff.params for option in param.opts} >= {
         "old", "new", "--routing", "--cluster", "--tokens-per-rank", "--profile", "--json",

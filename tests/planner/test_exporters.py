@@ -9,8 +9,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from planner.even import filled
 from planner.exporters import TARGETS, export_plan
-from planner.exporters.reshape import filled, in_whole_groups, without_replicas
+from planner.exporters.reshape import in_whole_groups, without_replicas
 from planner.exporters.torch_file import torch_file
 from planner.placement import Placement, check_placement
 from planner.predict import predict

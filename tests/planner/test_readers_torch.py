@@ -137,7 +137,7 @@ def test_bfloat16():
         ({"size": (-1, 4)}, "shape [-1, 4]"),
         ({"stride": (-4, 1)}, "stride [-4, 1]"),
         ({"stride": (1,)}, "a tensor of an unknown kind"),
-        ({"offset": 1.5}, "offset 1.5"),
+        ({"offset": 1.5}, "whose shape is not of integers"),
         ({"size": (0, 4)}, "is empty"),
         ({"size": (12,), "stride": (1,)}, "has 1 dimensions"),
         ({"size": ("a", 1)}, "shape"),

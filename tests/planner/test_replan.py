@@ -8,11 +8,12 @@ import pytest
 from planner import build_workload, load_cluster, load_model, load_profile, load_routing, predict, solve
 from planner.cost import step_cost
 from planner.layer import layer_problem
+from planner.migrate import InForce, MoveLimit
 from planner.placement import Placement, check_placement
 from planner.routing import Routing
 from planner.solve.one_layer import Budget
 from planner.solve.repair import adapted
-from planner.solve.replan import InForce, MoveLimit, replan
+from planner.solve.replan import replan
 from tests.planner.definitions import PROFILE, tiny_model
 from tests.planner.routing_data import data_file
 from topologies import Infeasible

@@ -136,6 +136,22 @@ def test_forwarding_takes_longer_than_tiers_that_overlap_perfectly():
     assert done.dispatch_us > done.closed_form.dispatch_us
 
 
+def test_the_more_pieces_the_closer_to_tiers_that_overlap():
+    """8,192 tokens a rank on two hosts: what forwarding adds goes as 1 / pieces, and no piece gets lost."""
+    load = workload("hgx-h100:2", tokens=8192.0)
+    placement, closed_us = placements(load)[0], None
+    excess_us, sent = [], []
+    for pieces in (1, 2, 4, 8):
+        done = simulate_layer(load, placement, 0, load_profile(), "two-level", barriers=True, pieces=pieces)
+        closed_us = done.closed_form.layer_us
+        excess_us.append(done.layer_us - closed_us)
+        sent.append(sum(hop.bytes_F.sum() for hop in done.hops))
+    assert excess_us == sorted(excess_us, reverse=True)
+    assert excess_us[0] > 0.1 * closed_us
+    assert 0 <= excess_us[-1] < 0.3 * excess_us[0]
+    assert sent == pytest.approx([sent[0]] * 4)
+
+
 def test_ranks_start_when_their_own_tokens_are_in():
     load = workload("hgx-h100:2", skew=1.2)
     done = simulate_layer(load, placements(load)[0], 0, load_profile(), "pairwise")

@@ -37,6 +37,11 @@ def page(mine: Session) -> None:
         ("messages", f"{len(done.timeline.finish_F):,}", origin, "Flows that share links fairly."),
         ("busiest link at work", f"{part:.0%}", origin, link or "No bytes cross a link."),
     )
+    if plan.solution.exchange == "two-level":
+        st.caption(
+            "Here messages are forwarded whole, one tier after the other; the closed form lets both tiers overlap. "
+            "`epplan simulate --pieces 8` shows what lies between."
+        )
     st.subheader("Ranks", anchor=False)
     chart(rank_bars(done, origin), "ranks", "What every rank does over the time of the layer")
     st.subheader("Links", anchor=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
@@ -13,12 +14,14 @@ from app.whatif.charts.plans import time_bars
 from app.whatif.frame import current, footnote, plain, show
 from app.whatif.knobs import knobs
 from app.whatif.panels import search_panel
-from app.whatif.parts import chart, table
+from app.whatif.parts import chart, figures, table
 from app.whatif.settings import Settings
 from app.whatif.state import Session
 from app.whatif.work import Planned
 from planner import Prediction, Workload
+from planner.migrate import pay_back_steps
 from planner.provenance import weakest
+from planner.survive import survivors_E
 from topologies.errors import EpplanError
 
 
@@ -72,6 +75,7 @@ def _compare(mine: Session, a: Planned, asked: Case) -> None:
     origin = f"predicted, {weakest(one.provenance for one in shown.values())}"
     chart(time_bars(_named(shown), origin, against_best=False), "what-if", "Time of a layer in A and in B, by phase")
     _verdict(shown, name)
+    _moving(a, b, shown.get("A's plan in B"), origin)
     _differences(mine.settings, case.settings, a, b)
     search_panel(b, "B")
     if st.button("Make B the setting of all pages", icon=":material/check:", key="adopt", on_click=_adopt,
@@ -132,6 +136,36 @@ def _verdict(shown: dict[str, Prediction], name: str) -> None:
         st.caption(f"A's plan is still {-gain:.1%} faster in B than the fast plan: search B, or keep A's plan.")
 
 
+def _moving(a: Planned, b: Planned, kept: Prediction | None, origin: str) -> None:
+    """Say what it takes to get from A's plan to B's: experts that travel, bytes, time, and when that pays back."""
+    if (a.case.model, a.case.routing.layers) != (b.case.model, b.case.routing.layers):
+        return
+    found = work.migrated(a, b)
+    steps = None if kept is None else pay_back_steps(found, kept.total_us, b.prediction.total_us)
+    pays = "never" if kept is not None else "no choice" if found.lost else "-"
+    figures(
+        (
+            "experts that move", f"{len(found.moves):,}", f"of {found.slots:,} slots",
+            "Experts that a rank of B has to fetch, all layers; each from the nearest GPU that holds it under A's plan."
+            + (f" {found.lost:,} come from the checkpoint, as no rank is left that holds them." if found.lost else ""),
+        ),
+        ("weights on the way", f"{found.total_bytes / 1e9:,.3g} GB", "exact", "Weights of the experts that move."),
+        (
+            "time to move", f"{found.time_us / 1e3:,.3g} ms", origin,
+            "Layer after layer, all transfers of a layer at once"
+            + ("; what comes from the checkpoint is not in it." if found.lost else "."),
+        ),
+        (
+            "pays back after", pays if steps is None else f"{np.ceil(steps):,.0f} steps", origin,
+            "Time to move over the time that B's plan saves in a step, beside A's plan in B.",
+        ),
+    )  # fmt: skip
+    if found.lost == 0 and found.moves and not b.found:
+        st.caption(
+            "These are two plans made apart. `epplan plan --from` finds one that moves less for most of the gain."
+        )
+
+
 def _differences(a: Settings, b: Settings, plan_a: Planned, plan_b: Planned) -> None:
     rows = [
         {"what": name.replace("_", " "), "A": _shown(before), "B": _shown(after)}
@@ -145,10 +179,18 @@ def _differences(a: Settings, b: Settings, plan_a: Planned, plan_b: Planned) -> 
         ("imbalance (predicted)", lambda plan: f"{plan.prediction.mean('imbalance'):.3f}"),
         ("exchange", lambda plan: plan.prediction.exchange),
         ("expert weights per rank, GB", lambda plan: f"{plan.prediction.memory_bytes / 1e9:,.3g}"),
+        ("experts that survive the loss of any host", _survivors),
         ("slowest layer held up by", lambda plan: plan.prediction.bottleneck),
     ):
         rows.append({"what": words, "A": read(plan_a), "B": read(plan_b)})
     table(rows, "differences")
+
+
+def _survivors(plan: Planned) -> str:
+    """Return how many experts, all layers together, have copies on two hosts."""
+    host_R = np.asarray(plan.case.cluster.host_of_rank)
+    alive = sum(int(survivors_E(placement, host_R).sum()) for placement in plan.solution.placements)
+    return f"{alive:,} of {plan.case.model.experts * plan.workload.num_layers:,}"
 
 
 def _shown(value: object) -> str:

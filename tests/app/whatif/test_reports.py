@@ -76,8 +76,8 @@ def test_a_run(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "run.json: not a JSON document"),
-        ("[" * 10_000, "run.json: not a JSON document"),
+        ("", "run.json: not valid JSON"),
+        ("[" * 10_000, "run.json: JSON nested too deeply"),
         ("[1, 2]", "run.json: neither a report of"),
         ('{"format": "epplan.plan"}', "run.json: neither a report of"),
         ('{"format": "epplan.validation", "version": 1}', "Field required"),

@@ -26,6 +26,7 @@ CASES = {
     "a lost host": LITE.but(hosts=3, lost=("host1", "host0/nic2"), slots=6),
     "a slow rank": LITE.but(slow_rank=5, slow_speed=0.5, exchange="dedup", seed=3),
     "balance": LITE.but(objective="balance", overlap="two-batches"),
+    "a host to lose": LITE.but(survive=True),
 }
 
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from app.whatif.cases import make_case
 from app.whatif.main import PAGES
 from app.whatif.settings import POWER_LAW, Settings
 from app.whatif.state import KEY, Session
-from planner import load_model
+from app.whatif.uploads import Uploads
+from planner import Solution, load_model, predict
+from planner.migrate import migration
+from planner.placement import IntArray
 from planner.synthetic import logical_count_json, power_law
 from tests.app.whatif.test_reports import run_json, validation
 
@@ -180,11 +186,58 @@ def test_what_if_compares_and_adopts() -> None:
     assert {"A, predicted", "A's plan in B, predicted", "B, fast plan, predicted"} <= set(figures(fine(tab)))
     tab.multiselect(key="B lost").set_value(["host1"]).run()
     assert figures(fine(tab))["A's plan in B"] == "not possible"
+    assert figures(tab)["pays back after"] in ("no choice", "-")
     assert "taken with 8 slots per rank" in texts(tab.info)
     tab.button(key="adopt").click().run()
     fine(tab)
     assert mine_of(tab).settings.lost == ("host1",)
     assert mine_of(tab).settings.slots == 8
+
+
+def test_what_if_tells_what_moving_from_a_to_b_takes() -> None:
+    """Skewed loads need other copies; the page says what `planner.migrate` says of the two plans."""
+    a = LITE.but(cluster="hgx-h100:2", slots=5)
+    tab = opened("what_if", Session(settings=a))
+    tab.select_slider(key="B power").set_value(2.0).run()
+    found = figures(fine(tab))
+    cases = [make_case(settings, Uploads()) for settings in (a, a.but(power=2.0))]
+    old, new = (case.fast_plan(case.workload()) for case in cases)
+    case, workload = cases[1], cases[1].workload()
+    moved = migration(old.placements, new.placements, workload.layers, case.cluster, case.model, case.profile)
+    kept_us = predict("A", old.placements, workload, case.profile, old.exchange).total_us
+    assert moved.moves
+    assert found["experts that move"] == f"{len(moved.moves):,}"
+    assert found["weights on the way"] == f"{moved.total_bytes / 1e9:,.3g} GB"
+    assert found["time to move"] == f"{moved.time_us / 1e3:,.3g} ms"
+    steps = moved.time_us / (kept_us - new.predictions[-1].total_us)
+    assert found["pays back after"] == f"{math.ceil(steps):,} steps"
+
+
+def test_what_if_tells_the_price_of_surviving_a_host() -> None:
+    """30 of 80 slots are spare: B keeps more experts on two hosts than A, and the page counts them in both."""
+    a = LITE.but(cluster="hgx-h100:2", slots=5)
+    tab = opened("what_if", Session(settings=a))
+    tab.toggle(key="B survive").set_value(True).run()
+    fine(tab)
+    cases = [make_case(settings, Uploads()) for settings in (a, a.but(survive=True))]
+    host_R = np.asarray(cases[0].cluster.host_of_rank)
+    alive = [sum(on_two_hosts(case.fast_plan(case.workload()), host_R)) for case in cases]
+    table = tab.dataframe[-1].value.set_index("what")
+    row = table.loc["experts that survive the loss of any host"]
+    assert [row["A"].split()[0], row["B"].split()[0]] == [f"{count:,}" for count in alive]
+    assert alive[0] < alive[1]
+
+
+def on_two_hosts(plan: Solution, host_R: IntArray) -> list[int]:
+    """Return the number of experts of each layer with copies on two hosts, by looking at every slot."""
+    counts = []
+    for placement in plan.placements:
+        hosts: dict[int, set[int]] = {}
+        for rank, row in enumerate(placement.slots()):
+            for expert in row:
+                hosts.setdefault(expert, set()).add(int(host_R[rank]))
+        counts.append(sum(len(found) > 1 for found in hosts.values()))
+    return counts
 
 
 def test_what_if_says_what_cannot_be_and_keeps_its_knobs() -> None:
