@@ -124,13 +124,15 @@ def serve() -> tuple[subprocess.Popen[bytes], int]:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "app.main", "app", "--port", str(port), "--no-browser"]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(120):
+    for _ in range(360):
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=2)
             return server, port
         except OSError:
             time.sleep(0.5)
-    raise SystemExit("the server did not come up in 60 s")
+    server.kill()
+    server.wait()
+    raise SystemExit("the server did not come up in 180 s")
 
 
 def main() -> None:

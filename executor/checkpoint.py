@@ -6,8 +6,9 @@
     if rank == 0: model.save_pretrained(folder, state_dict=state)       # plain Hugging Face safetensors
 
 An expert's tensors are kept one by one under `<layer>.experts.<expert>.<tensor>`, those of the optimizer likewise, and
-a copy is kept once. All else is under its name in the model. Of an optimizer the state of each parameter is kept, not
-its settings (learning rate and the like).
+a copy is kept once. All else is under its name in the model. What tensor parallelism or FSDP2 has split is written in
+pieces and read back in others: the checkpoint does not know how many ranks there were. Of an optimizer the state of
+each parameter is kept, not its settings (learning rate and the like).
 
 torch.distributed.checkpoint unpickles: load only what you have saved.
 """
@@ -17,23 +18,32 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from executor.held import ListedHeld, PackedHeld, Part
-from executor.moe_layers import MoELayer, find_moe_layers
-from topologies.errors import BadInput
+from executor.held import Part
+from executor.moe_layers import find_moe_layers
+from executor.pieces import Pieces
+from executor.whole_state import shared_state
+from topologies.errors import BadInput, EpplanError
 
 OPTIMIZER = "optimizer."
 """What all names of its state begin with."""
+
+
+class NotSaved(EpplanError):
+    """A rank could not write its part of a checkpoint; the text names it and the cause."""
+
+    exit_code = 1
 
 
 def save_checkpoint(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -43,6 +53,7 @@ def save_checkpoint(path: str | Path, model: nn.Module, optimizer: torch.optim.O
 
     Raises:
         BadInput: there is something at `path`, or the model or the optimizer has what no checkpoint can hold.
+        NotSaved: on all ranks, one of them could not write; nothing is left.
 
     """
     path = Path(path)
@@ -52,14 +63,34 @@ def save_checkpoint(path: str | Path, model: nn.Module, optimizer: torch.optim.O
     if optimizer is not None:
         state |= _optimizer_tensors(_parts(model), optimizer)
     partial = path.with_name(f"{path.name}.partial")
+    with _as_collective(model, f"saving {path.name}"):
+        _remove(partial)  # of a job that was killed as it saved
+        try:
+            with _one_process_is_meant():
+                save(state, checkpoint_id=partial)
+        except CheckpointException as error:
+            _remove(partial)
+            raise NotSaved(f"{path} is not saved: {_first_failure(error)}") from error
+        if _is_first():
+            partial.rename(path)
+        _barrier()
+
+
+def _remove(partial: Path) -> None:
     if _is_first():
-        shutil.rmtree(partial, ignore_errors=True)  # of a job that was killed as it saved
+        shutil.rmtree(partial, ignore_errors=True)
     _barrier()
-    with _one_process_is_meant():
-        save(state, checkpoint_id=partial)
-    if _is_first():
-        partial.rename(path)
-    _barrier()
+
+
+def _first_failure(error: CheckpointException) -> str:
+    rank, (cause, _) = min(error.failures.items(), key=lambda failure: failure[0])
+    return f"rank {rank} raised {type(cause).__name__}: {cause}"
+
+
+def _as_collective(model: nn.Module, call: str) -> AbstractContextManager[None]:
+    """Have a rank that is lost meanwhile named, as in the exchanges of the model's layers."""
+    transports = (layer.exchange.transport for layer in find_moe_layers(model).values())
+    return next((transport.inside(call) for transport in transports), nullcontext())
 
 
 def load_checkpoint(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -80,7 +111,7 @@ def load_checkpoint(path: str | Path, model: nn.Module, optimizer: torch.optim.O
         _make_room(parts, optimizer, found)
         state |= _optimizer_tensors(parts, optimizer)
     _agree("".join(_unlike(state, found)[:1]), path)
-    with _one_process_is_meant():
+    with _as_collective(model, f"loading {path.name}"), _one_process_is_meant():
         load(state, storage_reader=reader)
 
 
@@ -116,8 +147,6 @@ def _parts(model: nn.Module) -> dict[str, Part]:
         if id(param) not in of_experts:
             parts[name] = Part(param, None)
     for name, layer in layers.items():
-        if any(hasattr(param, "device_mesh") for param in layer.held.parameters()):
-            raise BadInput(f"{name}: its experts are sharded tensors; such a model saves itself")
         for slot, expert in enumerate(layer.exchange.layout.my_experts):
             for part_name, part in layer.held.parts(slot).items():
                 parts[f"{name}.experts.{expert}.{part_name}"] = part
@@ -126,30 +155,16 @@ def _parts(model: nn.Module) -> dict[str, Part]:
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return views of this rank's part of the model by their logical names, buffers included."""
-    parts = _parts(model)
-    tensors = {name: part.of(part.param.detach()) for name, part in parts.items()}
-    return tensors | _shared_state(model)
+    tensors = {name: _stored(part, part.param.detach()) for name, part in _parts(model).items()}
+    return tensors | shared_state(model)
 
 
-def _shared_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return what every rank has of the model's `state_dict`: all but the experts, under its names."""
-    homes = tuple(f"{_home(model, layer)}." for layer in find_moe_layers(model).values())
-    names = {id(param): name for name, param in model.named_parameters()}
-    experts = {names[id(param)] for layer in find_moe_layers(model).values() for param in layer.held.parameters()}
-    shared = {name: tensor for name, tensor in model.state_dict().items() if name not in experts}
-    odd = [name for name in shared if name.startswith(homes) and name not in names.values()]
-    if homes and odd:
-        raise BadInput(f"{odd[0]}: a buffer of an expert; checkpoints hold parameters of experts only")
-    return shared
-
-
-def _home(model: nn.Module, layer: MoELayer) -> str:
-    """Return the name of the module whose parameters are experts."""
-    held = layer.held
-    assert isinstance(held, (PackedHeld, ListedHeld))  # there are no others
-    module: nn.Module = held.module if isinstance(held, PackedHeld) else held.owner.experts
-    names: dict[int, str] = {id(one): name for name, one in model.named_modules()}
-    return names[id(module)]
+def _stored(part: Part, tensor: Tensor) -> Tensor:
+    """Return the part's share of a tensor like its parameter, in the form in which a checkpoint writes and reads it."""
+    if part.slot is None:
+        return tensor  # plain, or a DTensor, which knows how to store itself
+    here = part.of(tensor)
+    return here if part.slice.is_whole else Pieces(part.slice, here)
 
 
 def _optimizer_tensors(parts: Mapping[str, Part], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -159,7 +174,7 @@ def _optimizer_tensors(parts: Mapping[str, Part], optimizer: torch.optim.Optimiz
         for what, value in optimizer.state.get(part.param, {}).items():
             if not isinstance(value, Tensor) or (value.ndim and value.shape != part.param.shape):
                 raise BadInput(f"{name}: the optimizer's {what!r} is neither a number nor shaped as the parameter")
-            tensors[f"{OPTIMIZER}{name}.{what}"] = part.of(value) if value.shape == part.param.shape else value
+            tensors[f"{OPTIMIZER}{name}.{what}"] = _stored(part, value) if value.shape == part.param.shape else value
     return tensors
 
 
@@ -178,45 +193,6 @@ def _make_room(parts: Mapping[str, Part], optimizer: torch.optim.Optimizer, foun
             whole = bool(len(entry.size)) or not part.param.ndim
             new = torch.zeros_like(part.param) if whole else torch.zeros((), dtype=entry.properties.dtype)
             optimizer.state[part.param].setdefault(what, new)
-
-
-@torch.no_grad()
-def gather_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """Return, on the first rank of the layers' group, the `state_dict` of the whole model on the CPU; {} on others.
-
-    Every rank of the group must call. The names are those from before `apply_expert_parallel`.
-    """
-    first = all(layer.exchange.transport.rank == 0 for layer in find_moe_layers(model).values())
-    state = {name: tensor.to("cpu", copy=True) for name, tensor in _shared_state(model).items()} if first else {}
-    for layer in find_moe_layers(model).values():
-        home = _home(model, layer)
-        for what, rows in _gathered(layer):
-            if isinstance(layer.held, PackedHeld):
-                state |= {f"{home}.{what}": torch.stack(rows)} if rows else {}
-            else:
-                state |= {f"{home}.{expert}.{what}": row for expert, row in enumerate(rows)}
-    return state
-
-
-def _gathered(layer: MoELayer) -> Iterator[tuple[str, list[Tensor]]]:
-    """Yield each tensor of an expert by name: on rank 0 those of all experts, in order of ids; [] on other ranks."""
-    layout, transport = layer.exchange.layout, layer.exchange.transport
-    first_rank = dict(
-        zip(layout.placement.expert_S[::-1].tolist(), layout.placement.rank_S[::-1].tolist(), strict=True)
-    )
-    mine = [slot for slot, expert in enumerate(layout.my_experts) if first_rank[expert] == layout.rank]
-    parts = [layer.held.parts(slot) for slot in mine]
-    shapes = {what: (part.of(part.param).shape, part.param.dtype) for what, part in parts[0].items()} if parts else {}
-    told = transport.gather("experts of a checkpoint", ([layout.my_experts[slot] for slot in mine], shapes))
-    experts = [expert for theirs, _ in told for expert in theirs]
-    for what, (shape, dtype) in next(shapes for _, shapes in told if shapes).items():
-        device = parts[0][what].param.device if parts else torch.device("cpu" if transport.runs_rounds else "cuda")
-        empty = torch.empty(0, dtype=dtype, device=device)
-        flat = torch.cat([empty, *(one[what].of(one[what].param).reshape(-1) for one in parts)])
-        sends = [flat.numel(), *[0] * (transport.size - 1)]
-        receives = [len(theirs) * shape.numel() if transport.rank == 0 else 0 for theirs, _ in told]
-        rows = transport.all_to_all("experts of a checkpoint", flat, sends, receives).cpu().view(-1, *shape)
-        yield what, [row for _, row in sorted(zip(experts, rows, strict=False), key=lambda pair: pair[0])]
 
 
 def _is_first() -> bool:

@@ -146,7 +146,8 @@ class Conformance(AbstractContextManager["Conformance"]):
     ) -> None:
         """Stop watching."""
         for layer, watched in zip(self.layers.values(), self._watched, strict=True):
-            layer.exchange = watched.exchange
+            if layer.exchange is watched:  # else a migration has put another one into force
+                layer.exchange = watched.exchange
 
     def verdicts(self) -> list[LayerVerdict]:
         """Compare measured and planned rows of the watched step, on all ranks together.

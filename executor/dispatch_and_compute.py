@@ -19,7 +19,7 @@ from torch import Tensor
 from executor.capacity import count_ids
 from executor.deployment import Deployment
 from executor.exchange import make_exchange
-from executor.held import held_by
+from executor.held_forms import held_by
 from executor.layout import LayerLayout, contiguous_layout
 from executor.transport import Transport
 from topologies.errors import BadInput

@@ -25,6 +25,12 @@ class RankFailed(EpplanError):
     exit_code = 1
 
 
+class RankLost(EpplanError):
+    """A collective failed; the text, on every rank that is left, names the rank that is to blame for it."""
+
+    exit_code = 1
+
+
 @dataclass(frozen=True)
 class Failure:
     """How one rank failed.

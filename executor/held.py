@@ -1,14 +1,4 @@
-"""Held: the experts that one rank holds, in whatever form a module has them.
-
-| form                        | tensors, S slots first                                                             |
-|-----------------------------|------------------------------------------------------------------------------------|
-| `PackedExperts`             | gate_up (S, 2I, H), down (S, H, I), and biases                                     |
-| `ListedExperts`, ModuleList | a module each                                                                      |
-| three matrices              | gate_w, up_w (S, H, I), down_w (S, I, H), as KempnerForge packs them; gate_w or    |
-|                             | `_packed_activation`                                                               |
-| Hugging Face                | gate_up_proj (S, 2I, H) or up_proj (S, I, H), down_proj (S, H, I), biases `*_bias`; |
-|                             | with `is_transposed` the last two dimensions are the other way round; what stands  |
-|                             | between the matrices is `_apply_gate` or `act_fn`                                  |
+"""Held: the experts that one rank holds, in whatever form a module has them (`executor.held_forms`).
 
 Shapes: S slots of this rank, N rows sorted by slot, H hidden, I intermediate.
 """
@@ -16,37 +6,60 @@ Shapes: S slots of this rank, N rows sorted by slot, H hidden, I intermediate.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Shard
 from torch.func import functional_call
-from torch.nn import functional
 
-from executor.experts import (
-    ListedExperts,
-    PackedExperts,
-    SlotRows,
-    check_rows,
-    linear_by_slot,
-    select_modules,
-    select_slots,
-)
+from executor.expert_slices import Cut
+from executor.experts import SlotRows, check_rows, select_modules, select_slots
+from executor.grad_norm import shards_of
 from executor.scaled_gradient import scaled
-from topologies.errors import BadInput
+from executor.slices import Slice
+from executor.transport import Transport
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """What one slot has of a parameter: its row `slot`, or all of it where that is None."""
+    """What one slot has of a parameter: its row `slot`, or all of it where that is None.
+
+    Attributes:
+        param: plain, or sharded by FSDP2.
+        slot: its row.
+        cut: how tp ranks share the slot's tensor, or None.
+
+    """
 
     param: nn.Parameter
     slot: int | None
+    cut: Cut | None = None
+
+    @property
+    def slice(self) -> Slice:
+        """What this rank has of the slot's whole tensor."""
+        shape = list(self.param.shape if self.slot is None else self.param.shape[1:])
+        if self.cut is not None:
+            shape[self.cut.dim] *= self.cut.ranks.size
+        here = Slice.all_of(shape) if self.cut is None else self.cut.of(Slice.all_of(shape))
+        if isinstance(self.param, DTensor):
+            (placement,), mesh = self.param.placements, self.param.device_mesh
+            assert isinstance(placement, Shard)  # `apply_fsdp` has made it
+            here = here.cut(placement.dim - 1, mesh.get_local_rank(), mesh.size())
+        return here
 
     def of(self, tensor: Tensor) -> Tensor:
-        """Return the slot's share, a view, of a tensor shaped as the parameter: its value, gradient, or state."""
-        return tensor if self.slot is None else tensor[self.slot]
+        """Return what this rank has of the slot, a view, of a tensor like the parameter: value, gradient, or state."""
+        here = local(tensor)
+        return here if self.slot is None else here[self.slot]
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return this rank's part, a view, of a tensor that FSDP2 or tensor parallelism has sharded; others as they are."""
+    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor
 
 
 class Held(Protocol):
@@ -66,6 +79,14 @@ class Held(Protocol):
     @property
     def num_slots(self) -> int:
         """S."""
+
+    @property
+    def sharers(self) -> dist.ProcessGroup | None:
+        """Ranks that hold these experts and send shares of one batch to them, where nothing else adds up gradients."""
+
+    @property
+    def spread(self) -> dict[str, list[Transport]]:
+        """Groups of ranks, other than EP ranks, among which entries are divided, by names of tensors; {} for none."""
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the parameters of all slots."""
@@ -92,6 +113,7 @@ class PackedHeld:
         names: of them.
         apply: from the parameters, rows, and their division to the outputs of the rows.
         hidden, intermediate: H and I.
+        cuts: how tp ranks share tensors of a slot, by name.
 
     """
 
@@ -100,11 +122,24 @@ class PackedHeld:
     apply: Callable[[Weights, Tensor, SlotRows], Tensor]
     hidden: int
     intermediate: int
+    cuts: Mapping[str, Cut] = field(default_factory=dict)
 
     @property
     def num_slots(self) -> int:
         """See `Held`."""
         return len(getattr(self.module, self.names[0]))
+
+    @property
+    def sharers(self) -> dist.ProcessGroup | None:
+        """See `Held`."""
+        sharded = any(isinstance(param, DTensor) for param in self.parameters())
+        return None if sharded else getattr(self.module, "sharers", None)
+
+    @property
+    def spread(self) -> dict[str, list[Transport]]:
+        """See `Held`."""
+        shared = {name: [cut.ranks] for name, cut in self.cuts.items()}
+        return {name: shards_of(getattr(self.module, name)) + shared.get(name, []) for name in self.names}
 
     def parameters(self) -> list[nn.Parameter]:
         """See `Held`."""
@@ -112,7 +147,7 @@ class PackedHeld:
 
     def parts(self, slot: int) -> dict[str, Part]:
         """See `Held`."""
-        return {name: Part(getattr(self.module, name), slot) for name in self.names}
+        return {name: Part(getattr(self.module, name), slot, self.cuts.get(name)) for name in self.names}
 
     def select(self, slots: Sequence[int]) -> None:
         """See `Held`."""
@@ -136,6 +171,16 @@ class ListedHeld:
     def num_slots(self) -> int:
         """See `Held`."""
         return len(self.owner.experts)
+
+    @property
+    def sharers(self) -> None:
+        """See `Held`."""
+        return None
+
+    @property
+    def spread(self) -> dict[str, list[Transport]]:
+        """See `Held`."""
+        return {}
 
     def parameters(self) -> list[nn.Parameter]:
         """See `Held`."""
@@ -164,79 +209,3 @@ def _called(expert: nn.Module, scale: Tensor | None, x_CH: Tensor) -> Tensor:
     weights = {} if scale is None else {name: scaled(param, scale) for name, param in expert.named_parameters()}
     y_CH: Tensor = functional_call(expert, weights, (x_CH,)) if weights else expert(x_CH)
     return y_CH
-
-
-def held_by(moe: Any) -> Held:
-    """Return the experts of a module, which has them itself or as `moe.experts`; raises BadInput for other forms."""
-    experts = getattr(moe, "experts", moe)
-    if isinstance(experts, ListedExperts):
-        return ListedHeld(experts)
-    if isinstance(experts, nn.ModuleList):
-        return ListedHeld(moe)
-    if isinstance(experts, PackedExperts):
-        return _ours(experts)
-    if hasattr(experts, "up_w") and hasattr(experts, "down_w"):
-        return _three_matrices(experts)
-    if hasattr(experts, "down_proj") and (hasattr(experts, "gate_up_proj") or hasattr(experts, "up_proj")):
-        return _hugging_face(experts)
-    raise BadInput(
-        f"{type(moe).__name__} has no experts of a known form: a ModuleList, PackedExperts, up_w with down_w (and"
-        " gate_w), or gate_up_proj with down_proj"
-    )
-
-
-def _ours(experts: PackedExperts) -> PackedHeld:
-    def apply(weights: Weights, x_NH: Tensor, rows: SlotRows) -> Tensor:
-        y_NH: Tensor = functional_call(experts, dict(weights), (x_NH, rows))
-        return y_NH
-
-    _, hidden, intermediate = experts.down.shape
-    return PackedHeld(experts, tuple(name for name, _ in experts.named_parameters()), apply, hidden, intermediate)
-
-
-def _three_matrices(experts: Any) -> PackedHeld:
-    gated = getattr(experts, "gate_w", None) is not None
-
-    def apply(weights: Weights, x_NH: Tensor, rows: SlotRows) -> Tensor:
-        up_NI = linear_by_slot(x_NH, rows, weights["up_w"].transpose(1, 2))
-        if gated:
-            inner_NI = functional.silu(linear_by_slot(x_NH, rows, weights["gate_w"].transpose(1, 2))) * up_NI
-        else:
-            inner_NI = experts._packed_activation(up_NI)
-        return linear_by_slot(inner_NI, rows, weights["down_w"].transpose(1, 2))
-
-    _, intermediate, hidden = experts.down_w.shape
-    names = ("gate_w", "up_w", "down_w") if gated else ("up_w", "down_w")
-    return PackedHeld(experts, names, apply, hidden, intermediate)
-
-
-def _hugging_face(experts: Any) -> PackedHeld:
-    gated, transposed = hasattr(experts, "gate_up_proj"), getattr(experts, "is_transposed", False)
-    first = "gate_up_proj" if gated else "up_proj"
-
-    def linear(weights: Weights, name: str, x_NA: Tensor, rows: SlotRows) -> Tensor:
-        matrix = weights[name].transpose(1, 2) if transposed else weights[name]
-        return linear_by_slot(x_NA, rows, matrix, weights.get(f"{name}_bias"))
-
-    def apply(weights: Weights, x_NH: Tensor, rows: SlotRows) -> Tensor:
-        inner_NI = _between(experts, linear(weights, first, x_NH, rows), gated)
-        return linear(weights, "down_proj", inner_NI, rows)
-
-    names = (first, f"{first}_bias", "down_proj", "down_proj_bias")
-    held = tuple(name for name in names if getattr(experts, name, None) is not None)
-    sizes = experts.down_proj.shape[1:]
-    hidden, intermediate = reversed(sizes) if transposed else sizes
-    return PackedHeld(experts, held, apply, hidden, intermediate)
-
-
-def _between(experts: Any, inner_NF: Tensor, gated: bool) -> Tensor:
-    """Return [N, I] from the outputs [N, 2I] (gate, then up) or [N, I] of the first matrix."""
-    activation = getattr(experts, "act_fn", functional.silu)
-    if not gated:
-        inner_NI: Tensor = activation(inner_NF)
-    elif hasattr(experts, "_apply_gate"):
-        inner_NI = experts._apply_gate(inner_NF)
-    else:
-        gate_NI, up_NI = inner_NF.chunk(2, dim=-1)
-        inner_NI = activation(gate_NI) * up_NI
-    return inner_NI

@@ -16,7 +16,8 @@ from executor.capacity import Capacity, Kept, count_ids
 from executor.deployment import Recorder, through_experts
 from executor.exchange import Exchange, local_exchange
 from executor.experts import ListedExperts, PackedExperts
-from executor.held import Held, held_by
+from executor.held import Held
+from executor.held_forms import held_by
 from executor.layout import LayerLayout
 from executor.losses import router_z_loss, switch_aux_loss
 from executor.measure import PhaseClock, mark

@@ -103,8 +103,7 @@ def check_layer(name: str, layer: MoELayer, layout: LayerLayout, plan: Plan | No
     if layer.misfit:
         raise BadInput(f"{name}: {layer.misfit}")
     held = layer.held
-    if layout.num_experts != layer.num_experts:
-        raise BadInput(f"{name}: {layer.num_experts} experts, the plan has {layout.num_experts}")
+    check_shape(name, layer, layout, plan)
     if held.num_slots != layout.num_experts:
         raise BadInput(
             f"{name}: holds {held.num_slots} of {layout.num_experts} experts; expert parallelism is applied once, "
@@ -112,11 +111,27 @@ def check_layer(name: str, layer: MoELayer, layout: LayerLayout, plan: Plan | No
         )
     if any(hasattr(param, "device_mesh") for param in held.parameters()):
         raise BadInput(f"{name}: its experts are sharded already; apply expert parallelism before FSDP2")
+
+
+def check_shape(name: str, layer: MoELayer, layout: LayerLayout, plan: Plan | None) -> None:
+    """Refuse a layer whose numbers are not those of the layout and the plan, however many experts are here."""
+    if layout.num_experts != layer.num_experts:
+        raise BadInput(f"{name}: {layer.num_experts} experts, the plan has {layout.num_experts}")
     if plan is None:
         return
+    held = layer.held
     found = {"top_k": layer.top_k, "hidden": held.hidden, "intermediate": held.intermediate}
     for what, value in found.items():
         if value is not None and value != getattr(plan.model, what):
             raise BadInput(
                 f"{name}: {what} is {value}, the plan is for {plan.model.name} with {getattr(plan.model, what)}"
             )
+
+
+def shape_of(layer: MoELayer) -> str:
+    """Say what must be the same on all ranks, whichever experts each of them holds."""
+    held = layer.held
+    types = sorted({str(param.dtype).removeprefix("torch.") for param in held.parameters()})
+    sizes = {"top_k": layer.top_k, "hidden": held.hidden, "intermediate": held.intermediate}
+    said = [f"{name} {size}" for name, size in sizes.items() if size is not None]
+    return ", ".join([f"{layer.num_experts} experts", *said, *types])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch.distributed as dist
@@ -14,7 +14,8 @@ from executor.conformance import check_deployed, odd_ones
 from executor.exchange import make_exchange
 from executor.held import Held
 from executor.layout import LayerLayout, contiguous_layout, plan_layouts
-from executor.moe_layers import MoELayer, check_all_found, check_layer, find_moe_layers, layer_numbers
+from executor.moe_layers import MoELayer, check_all_found, check_layer, find_moe_layers, layer_numbers, shape_of
+from executor.roster import roster_of_job
 from executor.transport import CallGuard, Transport
 from planner import Plan
 from topologies import BadInput, EpplanError
@@ -57,9 +58,9 @@ def apply_expert_parallel(
     group = _ep_group(device_mesh)
     if group is None:
         return model
-    transport = Transport(group, guard, None if plan is None else plan.domain_of_rank.tolist())
+    transport = Transport(group, guard, None if plan is None else plan.domain_of_rank.tolist(), roster_of_job())
     layers = find_moe_layers(model)
-    layouts = _agreed_layouts(model, layers, transport, plan)
+    layouts = _layouts_of_all(device_mesh, lambda: _agreed_layouts(model, layers, transport, plan))
     name = exchange or (plan.exchange if plan is not None else "pairwise")
     for layer, layout in zip(layers.values(), layouts, strict=True):
         layer.held.select(layout.my_experts)
@@ -90,16 +91,51 @@ def _agreed_layouts(
     except EpplanError as error:
         problem = str(error)
     digests = [layout.digest() for layout in layouts]
-    told = transport.gather("check of the plan", (problem, digests, socket.gethostname()))
-    for rank, (other, _, _) in enumerate(told):
+    shapes = [f"{name} with {shape_of(layer)}" for name, layer in layers.items()]
+    told = transport.gather("check of the plan", (problem, digests, socket.gethostname(), shapes))
+    for rank, (other, *_) in enumerate(told):
         if other:
             raise BadInput(f"rank {rank}: {other}")
-    odd = odd_ones([theirs for _, theirs, _ in told])
+    odd = odd_ones([theirs for _, theirs, _, _ in told])
     if odd:
         raise BadInput(f"rank {', '.join(map(str, odd))}: its plan is not that of the other ranks")
+    _check_same_model([shapes for *_, shapes in told])
     if plan is not None:
-        _check_hosts(plan, [host for _, _, host in told])
+        hosts = [host for _, _, host, _ in told]
+        check_hosts(plan, hosts)
+        planned = len({entry.host for entry in plan.cluster.ranks})
+        if len(set(hosts)) == 1 < planned:
+            log.warning("a plan for %d hosts runs on one: its exchanges are real, its links are not", planned)
     return layouts
+
+
+def _layouts_of_all(device_mesh: Any, agree: Callable[[], list[LayerLayout]]) -> list[LayerLayout]:
+    """Return what the ranks of `ep` agree on, once all others, along the mesh's other dimensions, have the same."""
+    problem, layouts = "", []
+    try:
+        layouts = agree()
+    except BadInput as error:
+        problem = str(error)
+    digests = [(layout.digest(), layout.rank) for layout in layouts]
+    for name in device_mesh.mesh_dim_names:
+        told: list[Any] = [None] * device_mesh[name].size()
+        if name != "ep" and len(told) > 1:
+            dist.all_gather_object(told, (problem, digests), group=device_mesh[name].get_group())
+            problems = [f"{name} {place}: {other}" for place, (other, _) in enumerate(told) if other]
+            odd = odd_ones([theirs for _, theirs in told])
+            problems += [f"{name} {place}: its plan is not that of the other ranks" for place in odd]
+            problem = problem or "".join(problems[:1])
+    if problem:
+        raise BadInput(problem)
+    return layouts
+
+
+def _check_same_model(shapes_R: Sequence[Sequence[str]]) -> None:
+    """Refuse ranks with another model, or the same in another type: what they would exchange differs in size."""
+    for shape_R in zip(*shapes_R, strict=True):
+        for rank in odd_ones(shape_R)[:1]:
+            usual = next(shape for other, shape in enumerate(shape_R) if other not in odd_ones(shape_R))
+            raise BadInput(f"rank {rank} has {shape_R[rank]}, most ranks have {usual}")
 
 
 def _fitting_layouts(layers: dict[str, MoELayer], transport: Transport, plan: Plan | None) -> list[LayerLayout]:
@@ -120,12 +156,10 @@ def _fitting_layouts(layers: dict[str, MoELayer], transport: Transport, plan: Pl
     return layouts
 
 
-def _check_hosts(plan: Plan, host_of_rank: Sequence[str]) -> None:
+def check_hosts(plan: Plan, host_of_rank: Sequence[str]) -> None:
     """Refuse a job whose ranks share hosts in another way than the plan's; a rehearsal on one host is let through."""
     planned = [entry.host for entry in plan.cluster.ranks]
     if len(set(host_of_rank)) == 1:
-        if len(set(planned)) > 1:
-            log.warning("a plan for %d hosts runs on one: its exchanges are real, its links are not", len(set(planned)))
         return
     first_of: dict[str, int] = {}
     for rank, (host, number) in enumerate(zip(host_of_rank, planned, strict=True)):

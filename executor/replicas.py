@@ -11,15 +11,16 @@ Shapes: R ranks, G slots of this rank, V values of one expert.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from executor.conformance import NotConforming, odd_ones
-from executor.held import Held
+from executor.grad_norm import SquareSum, shards_of
+from executor.held import Held, local
 from executor.layout import LayerLayout
 from executor.moe_layers import MoELayer, find_moe_layers
 from executor.transport import Transport
@@ -60,11 +61,17 @@ class _Copies:
 def sum_replica_gradients(model: nn.Module) -> None:
     """Give all copies of an expert the sum of their gradients; call it after backward, on all ranks.
 
-    Before gradients are clipped (`clip_grad_norm_`) and before the optimizer steps. With gradient accumulation once,
-    after the last micro-batch. bf16 and fp16 gradients are summed in fp32.
+    Copies are those of the plan, and those on tp ranks that send their shares of one batch to experts of their own
+    (FSDP2 has added these up already). Call it before gradients are clipped (`clip_grad_norm_`) and before the
+    optimizer steps. With gradient accumulation once, after the last micro-batch. bf16 and fp16 gradients of the plan's
+    copies are summed in fp32.
     """
     for layer in find_moe_layers(model).values():
         layout, transport = layer.exchange.layout, layer.exchange.transport
+        sharers = layer.held.sharers
+        if sharers is not None:
+            for grads in _gradients_of_parameters(layer):
+                dist.all_reduce(grads, group=sharers)
         if layout.num_slots > layout.num_experts:
             _sum_layer(_gradients(layer), _Copies.of(layout), transport)
 
@@ -113,12 +120,19 @@ def _write(parts: list[Tensor], value: Tensor) -> None:
         part.copy_(chunk.view_as(part))
 
 
+def _gradients_of_parameters(layer: MoELayer) -> list[Tensor]:
+    """Return the gradients of the parameters of experts; zeros where backward has left none."""
+    trained = [param for param in layer.held.parameters() if param.requires_grad]
+    for param in trained:
+        if param.grad is None:
+            param.grad = torch.zeros_like(param)
+    return [param.grad for param in trained if param.grad is not None]
+
+
 def _gradients(layer: MoELayer) -> list[list[Tensor]]:
     """Return, slot by slot, views of the gradients of the experts; zeros where backward has left none."""
+    _gradients_of_parameters(layer)
     held = layer.held
-    for param in held.parameters():
-        if param.requires_grad and param.grad is None:
-            param.grad = torch.zeros_like(param)
     return [
         [part.of(part.param.grad) for part in held.parts(slot).values() if part.param.grad is not None]
         for slot in range(held.num_slots)
@@ -127,38 +141,40 @@ def _gradients(layer: MoELayer) -> list[list[Tensor]]:
 
 @torch.no_grad()
 def clip_grad_norm_(model: nn.Module, max_norm: float) -> Tensor:
-    """Scale all gradients so that their joint 2-norm is at most `max_norm`; return the norm before.
+    """Scale all gradients so that their joint 2-norm is at most `max_norm`; return the norm before, in fp64.
 
     Call it on all ranks, after `sum_replica_gradients`. Each logical expert counts once, however many copies it has
-    and wherever they are; all other parameters count as they are on this rank (they are the same on every rank, once
-    data parallelism has reduced them).
+    and wherever they are; so does each entry of what tensor parallelism or FSDP2 has sharded. Plain parameters count as
+    they are on this rank (they are the same on every rank, once data parallelism has reduced them).
     """
     layers = find_moe_layers(model).values()
     of_experts = {id(param) for layer in layers for param in layer.held.parameters()}
     grads = [param.grad for param in model.parameters() if param.grad is not None]
-    others = [param.grad for param in model.parameters() if param.grad is not None and id(param) not in of_experts]
-    squares = torch.stack([_squares(_home_gradients(layer)) for layer in layers] or [_squares([])]).sum()
-    for transport in {id(layer.exchange.transport): layer.exchange.transport for layer in layers}.values():
-        if transport.size > 1:
-            squares = transport.sum_over_ranks("norm of expert gradients", squares)
-            break
-    norm = (squares + _squares(others).to(squares.device)).sqrt()
+    squares = SquareSum(grads[0].device if grads else torch.device("cpu"))
+    for layer in layers:
+        grads_of, spread, transport = _home_gradients(layer), layer.held.spread, layer.exchange.transport
+        for name in [*spread, *sorted(grads_of.keys() - spread.keys())] or [""]:
+            squares.add(grads_of.get(name, []), [transport, *spread.get(name, [])])
+    for param in model.parameters():
+        if param.grad is not None and id(param) not in of_experts:
+            squares.add([local(param.grad)], shards_of(param.grad))
+    norm = squares.total().sqrt()
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     for grad in grads:
-        grad.mul_(scale.to(grad.dtype))
+        local(grad).mul_(scale.to(grad.dtype))
     return norm
 
 
-def _home_gradients(layer: MoELayer) -> list[Tensor]:
-    """Return the gradients of the slots that are the first of their expert."""
+def _home_gradients(layer: MoELayer) -> dict[str, list[Tensor]]:
+    """Return the gradients of the slots that are the first of their expert, by names of tensors."""
     placement, first = layer.exchange.layout.placement, layer.exchange.layout.first_slot_R[layer.exchange.layout.rank]
     homes = set(np.unique(placement.expert_S, return_index=True)[1].tolist())
-    return [part for slot, parts in enumerate(_gradients(layer)) if first + slot in homes for part in parts]
-
-
-def _squares(parts: Iterable[Tensor]) -> Tensor:
-    norms = [torch.linalg.vector_norm(part, dtype=torch.promote_types(part.dtype, torch.float32)) for part in parts]
-    return torch.stack(norms).double().square().sum() if norms else torch.zeros((), dtype=torch.float64)
+    grads: dict[str, list[Tensor]] = {}
+    for slot in range(layer.held.num_slots):
+        for name, part in layer.held.parts(slot).items():
+            if first + slot in homes and part.param.grad is not None:
+                grads.setdefault(name, []).append(part.of(part.param.grad))
+    return grads
 
 
 def check_replicas_equal(model: nn.Module) -> None:

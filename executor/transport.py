@@ -12,11 +12,14 @@ small altogether goes at once: there the way of a message counts, not its bytes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from executor.roster import Roster
 
 Splits = Sequence[int]
 SMALL_BYTES = 64 * 1024  # of all that a rank sends in an exchange
@@ -37,6 +40,7 @@ class Transport:
         rank, size: of this rank in the group, and of the group.
         guard: checks every call in debug mode; None otherwise.
         domain_of_rank: which ranks share fast links; None where all do.
+        roster: knows who is to blame for a collective that fails; None where nobody asks.
 
     """
 
@@ -45,9 +49,10 @@ class Transport:
         group: dist.ProcessGroup | None = None,
         guard: CallGuard | None = None,
         domain_of_rank: Sequence[int] | None = None,
+        roster: Roster | None = None,
     ) -> None:
         """Store the group."""
-        self.group, self.guard, self.domain_of_rank = group, guard, domain_of_rank
+        self.group, self.guard, self.domain_of_rank, self.roster = group, guard, domain_of_rank, roster
         self.rank = 0 if group is None else dist.get_rank(group)
         self.size = 1 if group is None else dist.get_world_size(group)
 
@@ -55,6 +60,20 @@ class Transport:
     def runs_rounds(self) -> bool:
         """Whether all-to-alls run as rounds of ours."""
         return self.group is not None and dist.get_backend(self.group) == "gloo"
+
+    def inside(self, call: str) -> AbstractContextManager[None]:
+        """Tell the roster that this rank stands in a collective; where it fails, RankLost names who is to blame."""
+        return nullcontext() if self.roster is None else self.roster.inside(call)
+
+    def give_up(self, why: str) -> None:
+        """Leave word for the other ranks why this one is about to end."""
+        if self.roster is not None:
+            self.roster.give_up(why)
+
+    @property
+    def device(self) -> torch.device:
+        """Where what travels stands, for a rank that has nothing to send."""
+        return torch.device("cpu" if self.group is None or self.runs_rounds else "cuda")
 
     def all_to_all(self, call: str, send: Tensor, sends: Splits, receives: Splits) -> Tensor:
         """Return what all ranks send to this one, in order of ranks; without gradients.
@@ -72,6 +91,12 @@ class Transport:
         self, call: str, send: Sequence[Tensor], sends: Sequence[Splits], receives: Sequence[Splits]
     ) -> tuple[Tensor, ...]:
         """Run several all-to-alls at once, each with its own splits."""
+        with self.inside(call):
+            return self._all_to_alls(call, send, sends, receives)
+
+    def _all_to_alls(
+        self, call: str, send: Sequence[Tensor], sends: Sequence[Splits], receives: Sequence[Splits]
+    ) -> tuple[Tensor, ...]:
         if self.guard is not None:
             for i, (mine, theirs) in enumerate(zip(sends, receives, strict=True)):
                 self.guard.check(f"{call}[{i}]" if len(send) > 1 else call, mine, theirs)
@@ -138,7 +163,8 @@ class Transport:
         if self.group is None:
             return value
         total = value.clone()
-        dist.all_reduce(total, group=self.group)
+        with self.inside(call):
+            dist.all_reduce(total, group=self.group)
         return total
 
     def gather(self, call: str, value: Any) -> list[Any]:
@@ -148,7 +174,8 @@ class Transport:
         if self.group is None:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.group)
+        with self.inside(call):
+            dist.all_gather_object(values, value, group=self.group)
         return values
 
 

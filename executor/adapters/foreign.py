@@ -12,7 +12,8 @@ from torch import nn
 
 from executor.deployment import Deployment, Recorder
 from executor.exchange import Exchange, local_exchange
-from executor.held import Held, held_by
+from executor.held import Held
+from executor.held_forms import held_by
 from executor.measure import PhaseClock
 
 

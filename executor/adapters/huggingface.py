@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from executor.adapters.foreign import ForeignLayer
 from executor.deployment import Deployment
 from executor.exchange import local_exchange
-from executor.held import held_by
+from executor.held_forms import held_by
 
 TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 TOLERANCE = 1e-4  # of the largest output: a gate may compute in fp32

@@ -5,7 +5,7 @@ Shapes: R ranks, E experts, H hidden, I intermediate, T tokens of one rank, K to
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 from executor.experts import PackedExperts
 from executor.layout import LayerLayout
 from executor.reference import dense_moe
-from planner.placement import IntArray, Placement
+from planner.placement import IntArray, Placement, ReplicaChoice
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Case:
         routing: "random" (with masked ids and ids that stand twice), "one" (all to expert 0), or "all" (top_k = E).
         replicas: chance that an expert has a copy on a rank, beside the one it must have; 0 for a plain partition.
         domains: into how many domains the ranks fall.
+        choice: how copies are chosen.
 
     """
 
@@ -40,6 +41,7 @@ class Case:
     domains: int = 1
     contiguous: bool = False
     seed: int = 0
+    choice: ReplicaChoice = "shares"
 
 
 def placement_of(case: Case) -> tuple[Placement, IntArray, IntArray]:
@@ -57,7 +59,8 @@ def placement_of(case: Case) -> tuple[Placement, IntArray, IntArray]:
     placement = Placement.equal_shares(slots, E, case.domains)
     raw_DS = rng.random(placement.share_DS.shape) * (rng.random(placement.share_DS.shape) < 0.8) + 1e-9
     total_DE = np.stack([np.bincount(placement.expert_S, raw_S, E) for raw_S in raw_DS])
-    return placement.with_shares(raw_DS / total_DE[:, placement.expert_S]), domain_R, rail_R
+    placement = placement.with_shares(raw_DS / total_DE[:, placement.expert_S])
+    return replace(placement, replica_choice=case.choice), domain_R, rail_R
 
 
 def layout_of(case: Case, rank: int) -> LayerLayout:

@@ -48,7 +48,7 @@ def plan_of(case: Case, exchange: str = "pairwise") -> Plan:
     )
     return Plan(
         format="epplan.plan",
-        version=1,
+        version=2,
         model=MoEModel(
             name="tiny",
             experts=case.experts,

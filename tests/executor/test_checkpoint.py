@@ -10,9 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from executor.checkpoint import gather_state_dict, load_checkpoint, save_checkpoint
+from executor.checkpoint import load_checkpoint, save_checkpoint
 from executor.parallelize import apply_expert_parallel
 from executor.replicas import check_replicas_equal
+from executor.whole_state import gather_state_dict
 from planner import Plan
 from tests.executor.adapters.families import model_of
 from tests.executor.adapters.steps import PATIENCE_S, mesh, plan_with_replicas, reduce_gradients

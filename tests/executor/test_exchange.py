@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,8 @@ import torch.distributed as dist
 
 from executor.exchange import Exchange, local_exchange, make_exchange
 from executor.transport import Transport
-from planner.exact_rows import exact_rows
-from planner.replica_choice import choose_slots
+from planner.exact_rows import exact_rows, slots_of_rank
+from planner.placement import REPLICA_CHOICES
 from planner.timing import EXCHANGES
 from tests.executor.layers import Answer, Case, dense_answers, experts_of, layout_of, placement_of, relative, step_of
 from tests.executor.ranks import on_ranks
@@ -82,6 +84,9 @@ def cases_for(size: int) -> list[Case]:
         Case((0,) * size, seed=7, domains=2),
         Case((0,) * (size - 1) + (6,), seed=8, domains=2, replicas=0.0),
         Case(some, seed=9, hidden=5, intermediate=3),
+        Case(uneven, seed=11, domains=2, replicas=0.7, choice="cover"),
+        Case(some, seed=12, domains=min(size, 3), replicas=0.4, experts=size + 5, choice="cover"),
+        Case(some, seed=13, routing="all", domains=2, choice="cover"),
         Case(some, seed=10, experts=size - 1, replicas=0.0, top_k=2),  # a rank without slots
     ]
 
@@ -120,11 +125,17 @@ def test_gradcheck(name: str) -> None:
 
 
 def test_layout_chooses_copies_as_the_planner_does() -> None:
-    for seed in range(20):
-        case = Case((50,) * 4, experts=9, seed=seed, domains=2, replicas=0.6)
+    for seed, choice in itertools.product(range(20), REPLICA_CHOICES):
+        case = Case((50,) * 4, experts=9, seed=seed, domains=2, replicas=0.6, choice=choice)
         placement, domain_R, _ = placement_of(case)
         for rank in range(4):
             ids = step_of(case, torch.float32).ids[rank]
-            wanted = choose_slots(placement, ids.numpy(), rank, int(domain_R[rank]))
+            wanted = slots_of_rank(placement, ids.numpy(), rank, domain_R)
             found = layout_of(case, rank).slot_of_pairs(ids).numpy()
             assert np.array_equal(np.where(found == len(placement.expert_S), -1, found), wanted)
+
+
+def test_ranks_that_choose_copies_differently_are_told() -> None:
+    """The digest that ranks compare before they run tells the two rules apart."""
+    cases = [Case((1,) * 2, seed=1, choice=choice) for choice in REPLICA_CHOICES]
+    assert len({layout_of(case, 0).digest() for case in cases}) == 2
