@@ -6,13 +6,16 @@ TORCH  ?= 2.13.0
 # exact versions of what the tests install, where they were locked for this Python; requirements/lock.py makes the file
 LOCK   := $(shell $(PYTHON) -c 'import sys; print("-c requirements/test.lock" * (sys.version_info[:2] == (3, 11)))')
 
-.PHONY: demo test lint bench schema clean
+.PHONY: demo train test lint bench schema clean
 
 demo: $(VENV)/torch.ready          ## plan the bundled trace, compare, and run a plan on 4 local ranks
 	$(BIN)/epplan plan --tokens-per-rank 16384 -o plan.json
 	$(BIN)/epplan evaluate plan.json linear round-robin eplb eplb-global
 	$(BIN)/epplan plan --cluster examples/two_small_hosts.yaml --tokens-per-rank 16384 -o plan4.json
 	$(BIN)/epplan run plan4.json --routing planner/bundled/tiny_moe/skewed.npz --tokens-per-rank 1024
+
+train: $(VENV)/test.ready          ## train a small MoE on 2 ranks: plan, record, re-plan, migrate
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 examples/train_moe.py
 
 test: $(VENV)/test.ready lint      ## lint, types, and all tests that need no special machine
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"

@@ -21,6 +21,7 @@ from planner import (
 )
 from planner.rank_speeds import RankSpeeds
 from topologies import BadInput
+from topologies.files import what_is_there
 from topologies.without import joined_name, split_without, without
 
 BUNDLED = Path(str(resources.files("planner"))) / "bundled" / "tiny_moe"
@@ -131,4 +132,4 @@ def _routing_of_plan(plan: Plan) -> str:
 def _source(name: str) -> str:
     """Return a name as it is, and a file as its digest: a plan says nothing of anybody's folders."""
     path = Path(name)
-    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" if path.is_file() else name
+    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" if what_is_there(path) == "file" else name

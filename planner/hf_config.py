@@ -12,7 +12,7 @@ from planner.hf_layers import moe_layer_indices, stated_layers
 from planner.hf_values import Config, short
 from planner.hf_weights import weight_dtype
 from topologies.errors import BadInput
-from topologies.files import read_text
+from topologies.files import read_text, what_is_there
 from topologies.json_text import parse_json
 
 MAX_BYTES = 16 * 2**20
@@ -61,10 +61,10 @@ def read_config(path: Path) -> tuple[Path, Any]:
         BadInput: no such file, or no JSON.
 
     """
-    file = path / "config.json" if path.is_dir() else path
+    file = path / "config.json" if what_is_there(path) == "folder" else path
     config = parse_json(read_text(file, limit_bytes=MAX_BYTES), str(file))
     beside = file.parent / "hf_quant_config.json"
-    if isinstance(config, dict) and "quantization_config" not in config and beside.is_file():
+    if isinstance(config, dict) and "quantization_config" not in config and what_is_there(beside) == "file":
         quantization = parse_json(read_text(beside, limit_bytes=MAX_BYTES), str(beside))
         if isinstance(quantization, dict):
             config["quantization_config"] = quantization.get("quantization")

@@ -13,6 +13,7 @@ from planner.hf_config import parse_config, read_config
 from planner.weights import WEIGHT_FORMATS, WeightDtype
 from topologies.cluster_file import parse_yaml
 from topologies.errors import BadInput, unknown_name
+from topologies.files import what_is_there
 
 
 class MoEModel(BaseModel):
@@ -130,10 +131,7 @@ def load_model(name_or_path: str) -> MoEModel:
 
 def _names_a_file(path: Path) -> bool:
     """Whether the user means a file: it exists, or is written like one."""
-    try:
-        return path.suffix == ".json" or path.exists()
-    except (OSError, ValueError):  # a name too long for any file, or with a NUL byte
-        return False
+    return path.suffix == ".json" or bool(what_is_there(path))
 
 
 def model_names() -> list[str]:

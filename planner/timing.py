@@ -25,7 +25,7 @@ from planner.expert_model import ExpertModel
 from topologies import BadInput
 from topologies.cluster_file import parse_yaml
 from topologies.errors import unknown_name
-from topologies.files import read_text
+from topologies.files import read_text, what_is_there
 
 Exchange = Literal["pairwise", "dedup", "two-level"]
 EXCHANGES: tuple[Exchange, ...] = ("pairwise", "dedup", "two-level")
@@ -120,7 +120,7 @@ def load_profile(name_or_path: str = "vendor") -> TimingProfile:
     """Load a shipped profile by name or any profile by its YAML file; raise BadInput that names the field."""
     if name_or_path in profile_names():
         return _shipped(name_or_path)
-    if Path(name_or_path).suffix in (".yaml", ".yml") or Path(name_or_path).exists():
+    if Path(name_or_path).suffix in (".yaml", ".yml") or what_is_there(name_or_path):
         text = read_text(name_or_path, limit_bytes=2**20)
     else:
         raise unknown_name("timing profile", name_or_path, profile_names())

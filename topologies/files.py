@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 from topologies.errors import BadInput
 
@@ -32,6 +34,15 @@ def _what_it_is(path: Path) -> str:
     if path.exists():
         return "is a pipe or a device, not a file; save its content to a file first"
     return "is a link to nowhere" if path.is_symlink() else "no such file"
+
+
+def what_is_there(path: str | Path) -> Literal["file", "folder", "other", ""]:
+    """Return what a path leads to; empty where it leads nowhere, as one that is too long or holds a NUL byte does."""
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):
+        return ""
+    return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"
 
 
 def read_text(path: str | Path, *, limit_bytes: int = MAX_TEXT_BYTES) -> str:

@@ -10,6 +10,7 @@ from topologies.build import build_cluster
 from topologies.catalog import catalog_names, load_system, system_spec
 from topologies.cluster_file import load_spec, validate
 from topologies.errors import BadInput, unknown_name
+from topologies.files import what_is_there
 from topologies.graph import Cluster
 from topologies.importing import Knowledge, join_hosts, read_topology
 from topologies.spec import MAX_HOSTS, ClusterSpec, Fabric
@@ -37,7 +38,7 @@ def resolve(spec_or_file: str, knowledge: Knowledge | None = None) -> Resolved:
     if CLUSTER_FILE.fullmatch(spec_or_file):
         _refuse_knowledge(knowledge, spec_or_file)
         return Resolved(load_spec(spec_or_file))
-    if _is_file(spec_or_file):
+    if what_is_there(spec_or_file) == "file":
         reading = read_topology(spec_or_file, knowledge)
         return Resolved(join_hosts([reading], knowledge, name=Path(spec_or_file).stem), reading.notes)
     _refuse_knowledge(knowledge, spec_or_file)
@@ -65,13 +66,6 @@ def _refuse_knowledge(knowledge: Knowledge, spec: str) -> None:
         )
 
 
-def _is_file(path: str) -> bool:
-    try:
-        return Path(path).is_file()
-    except (OSError, ValueError):  # a name too long, or with a NUL byte
-        return False
-
-
 def load_cluster(spec_or_file: str, *, radix: int | None = None, oversubscription: float | None = None) -> Cluster:
     """Return the cluster that a specification string or a file describes.
 
@@ -79,7 +73,7 @@ def load_cluster(spec_or_file: str, *, radix: int | None = None, oversubscriptio
     `hgx-h100:4 without host3,host0/nic4` lacks a host and a NIC. `radix` and `oversubscription` replace those of the
     fabric.
     """
-    base, lost = (spec_or_file, ()) if _is_file(spec_or_file) else split_without(spec_or_file)
+    base, lost = (spec_or_file, ()) if what_is_there(spec_or_file) == "file" else split_without(spec_or_file)
     spec = with_fabric(resolve(base).spec, radix=radix, oversubscription=oversubscription)
     return without(build_cluster(spec), lost)
 

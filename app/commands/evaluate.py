@@ -31,6 +31,7 @@ from planner.request import default_slots_per_rank
 from planner.timing import EXCHANGES, OVERLAPS, Exchange, Overlap
 from topologies import BadInput
 from topologies.errors import unknown_name
+from topologies.files import what_is_there
 
 
 @click.command()
@@ -92,7 +93,7 @@ def evaluate(
 
 def _load(name: str) -> Plan:
     """Load a plan; a word that names no file was meant as a baseline."""
-    if not Path(name).exists() and not Path(name).suffix:
+    if not what_is_there(name) and not Path(name).suffix:
         raise unknown_name("baseline or plan file", name, BASELINES)
     return load_plan(name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -9,6 +10,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,6 +51,21 @@ def until(job: subprocess.Popen[str], mark: str, patience_s: float = 240.0) -> l
     return lines
 
 
+def wait_until_gone(folder: Path, patience_s: float = 60.0) -> None:
+    """Wait until no rank works in the folder: those of a killed launcher end by themselves, and may save until then."""
+    until_s = time.monotonic() + patience_s
+    while any(str(folder).encode() in line for line in command_lines()):
+        assert time.monotonic() < until_s, "a rank outlives its launcher"
+        time.sleep(0.1)
+
+
+def command_lines() -> Iterator[bytes]:
+    """Yield the command line of every process."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            yield (process / "cmdline").read_bytes()
+
+
 def test_it_follows_its_routing_and_survives_a_kill(tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="transformers is not installed")
     job = command(tmp_path, "--steps", 100_000, "--replan-every", 8, "--save-every", 4)
@@ -55,6 +73,7 @@ def test_it_follows_its_routing_and_survives_a_kill(tmp_path: Path) -> None:
     os.killpg(job.pid, signal.SIGKILL)
     with job:
         pass
+    wait_until_gone(tmp_path)
     text = "\n".join(lines)
     assert re.search(r"step 0: loss [45]\.\d+, [\d,.]+ ms measured", text), text
     assert "step 8: planning for the routing in routing-8.npz, beside the training" in text, text

@@ -5,6 +5,7 @@ Shapes: R ranks, E experts, H hidden, I intermediate, T tokens of one rank, K to
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -140,8 +141,12 @@ def experts_of(step: Step, logical: list[int]) -> PackedExperts:
     return PackedExperts.of(step.gate_up[pick].clone().requires_grad_(), step.down[pick].clone().requires_grad_())
 
 
-def relative(found: Tensor, wanted: Tensor) -> float:
-    """Return the largest error relative to the largest entry."""
+def relative(found: Tensor, wanted: Tensor, among: Sequence[Tensor] = ()) -> float:
+    """Return the largest error relative to the largest entry, also of the tensors that this one is `among`.
+
+    The gradient of a rank's one token may cancel to next to nothing: its rounding is that of the other ranks' size.
+    """
     if not wanted.numel():
         return 0.0
-    return float((found.double() - wanted.double()).abs().max() / wanted.double().abs().max().clamp(min=1e-30))
+    scale = max(float(one.double().abs().max()) for one in (wanted, *among) if one.numel())
+    return float((found.double() - wanted.double()).abs().max()) / max(scale, 1e-30)
