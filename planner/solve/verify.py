@@ -9,7 +9,6 @@ Shapes: S slots in use, D source domains, E experts, R ranks, L layers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -82,16 +81,18 @@ def broken_constraint(placement: Placement, slots_R: IntArray, num_experts: int,
 
 
 def _broken_shares(placement: Placement, num_experts: int) -> str:
-    total_DE = np.zeros((len(placement.share_DS), num_experts))
-    for slot, expert in enumerate(placement.expert_S.tolist()):
-        share_D = placement.share_DS[:, slot]
-        if not ((share_D >= 0.0) & (share_D <= 1.0 + TOLERANCE)).all():  # NaN is neither
-            return f"a share of expert {expert} on rank {placement.rank_S[slot]} is not within [0, 1]"
-        total_DE[:, expert] += share_D
-    for domain, total_E in enumerate(total_DE):
-        for expert, total in enumerate(total_E.tolist()):
-            if not math.isclose(total, 1.0, rel_tol=0.0, abs_tol=TOLERANCE):
-                return f"the shares of expert {expert} for source domain {domain} sum to {total:.6g}, not to 1"
+    expert_S, share_DS = placement.expert_S, placement.share_DS
+    wrong_DS = ~((share_DS >= 0.0) & (share_DS <= 1.0 + TOLERANCE))  # NaN is neither
+    if wrong_DS.any():
+        slot = int(wrong_DS.any(axis=0).argmax())
+        return f"a share of expert {expert_S[slot]} on rank {placement.rank_S[slot]} is not within [0, 1]"
+    total_ED = np.zeros((num_experts, len(share_DS)))
+    np.add.at(total_ED, expert_S, share_DS.T)
+    off_DE = np.abs(total_ED.T - 1.0) > TOLERANCE
+    if off_DE.any():
+        domain, expert = np.argwhere(off_DE)[0].tolist()
+        total = total_ED[expert, domain]
+        return f"the shares of expert {expert} for source domain {domain} sum to {total:.6g}, not to 1"
     return ""
 
 
