@@ -77,6 +77,9 @@ def main() -> None:
         _run()
     except (click.exceptions.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
+    finally:  # all is done and written: Python's own way out would answer a signal with a traceback
+        for last in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(last, signal.SIG_IGN)
 
 
 def _run() -> None:
