@@ -11,6 +11,7 @@ others adopt it:
 
 from __future__ import annotations
 
+import atexit
 import json
 import sys
 import threading
@@ -67,12 +68,19 @@ class Roster:
         self._beat = self._calls = 0
         self._call, self._since, self._verdict = "", time.monotonic(), ""
         self._main = threading.main_thread().ident
-        self._lock = threading.Lock()
+        self._lock, self._ended = threading.Lock(), threading.Event()
 
     def start(self, world: Any) -> None:
-        """Keep this rank's line until the process group `world` is no longer the job's."""
+        """Keep this rank's line until the process group `world` is no longer the job's, or the process ends."""
         self._write()
-        threading.Thread(target=self._keep, args=(world,), name="epplan-roster", daemon=True).start()
+        keeper = threading.Thread(target=self._keep, args=(world,), name="epplan-roster", daemon=True)
+        keeper.start()
+        atexit.register(self._end, keeper)
+
+    def _end(self, keeper: threading.Thread) -> None:
+        """Let the thread come back from the store: Python's end inside a call of C++ would abort the process."""
+        self._ended.set()
+        keeper.join(WITHOUT_SIGN_S)
 
     @contextmanager
     def inside(self, call: str) -> Iterator[None]:
@@ -97,9 +105,8 @@ class Roster:
 
     def _keep(self, world: Any) -> None:
         with suppress(RuntimeError):
-            while dist.is_initialized() and dist.group.WORLD is world:
+            while dist.is_initialized() and dist.group.WORLD is world and not self._ended.wait(BEAT_S):
                 self._write()
-                time.sleep(BEAT_S)
 
     def _write(self) -> None:
         with self._lock:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,8 @@ def test_a_late_rank_hears_that_the_others_gave_up():
 
 def die_or_tell(rank: int, port: int, folder: str) -> None:
     store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    store.set(f"rank {rank} has started", "")
+    store.wait([f"rank {other} has started" for other in range(4)], timedelta(seconds=50))
     guard = Guard(store, rank, 4, TIMEOUT_S)
     guard.check("counts")
     if rank == 3:

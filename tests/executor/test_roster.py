@@ -102,6 +102,9 @@ class Silent:
         time.sleep(60)
         return False
 
+    def multi_get(self, _: list[str]) -> list[str]:
+        return []
+
     def set(self, *_: str) -> None:
         time.sleep(60)
 
