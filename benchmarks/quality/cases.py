@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.plans import FILES
 from benchmarks.quality.ilp_cases import exflow_case, moetuner_case
 from benchmarks.quality.scored import (
-    FILES,
     PROFILE,
     TRACES,
     best_baseline,

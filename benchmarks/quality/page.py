@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.plans import FILES
 from benchmarks.quality.cases import SETTINGS, STEPS, all_cases
 from benchmarks.quality.growth_svg import growth_svg
-from benchmarks.quality.scored import FILES
 from topologies.files import write_text
 
 Kept = Mapping[str, Any]

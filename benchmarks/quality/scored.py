@@ -5,14 +5,13 @@ Shapes: L layers, C source classes, T targets (ranks or domains).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.plans import DATA, path_of
 from planner import build_workload, load_cluster, load_model, load_profile, load_routing, slots_of_ranks
 from planner.cost import step_cost
 from planner.placement import IntArray, Placement
@@ -24,15 +23,6 @@ from planner.timing import EXCHANGES, Exchange
 from planner.workload import Workload
 from topologies import Cluster
 
-DATA = Path(os.environ.get("EPPLAN_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
-FILES = (
-    "prefill_in512",
-    "prefill_in1024",
-    "prefill_in2048",
-    "prefill_in1000out1000",
-    "decode_in1000out1000",
-    "decode_in2000out100",
-)
 TRACES = ("intent", "summary")
 PROFILE = load_profile("vendor")
 
@@ -69,7 +59,7 @@ class Score:
 
 def statistics(file: str) -> Routing:
     """Read expert counts of DeepSeek-V3."""
-    return load_routing(DATA / "routing" / "sglang_deepseek_r1" / f"{file}.json", load_model("deepseek-v3"))
+    return load_routing(path_of(file), load_model("deepseek-v3"))
 
 
 def halves(trace: str) -> tuple[Routing, Routing]:

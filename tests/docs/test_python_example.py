@@ -1,11 +1,12 @@
 """The Python example of the README, run as it stands on a small file of loads."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 
-README = Path(__file__).parents[1] / "README.md"
+from tests.docs.blocks import ROOT
+
+README = ROOT / "README.md"
 
 
 def test_the_example_runs_and_prints_exchange_slots_and_gap(tmp_path, monkeypatch, capsys):
