@@ -88,6 +88,7 @@ class Sweep:
 def main(handle: int) -> None:
     """Do the one task that comes through the pipe."""
     pipe = Connection(handle)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a server started by `nohup` or `&` hands down "ignore"
 
     def send(what: str, content: Any) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a message goes out whole

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -195,11 +194,11 @@ def test_one_expert_takes_nearly_all():
 def test_ctrl_c_keeps_the_best_so_far():
     """SIGINT in mid-search: the command still writes a whole plan, and says that it was interrupted."""
     script = textwrap.dedent("""
-        import sys, numpy as np
+        import signal, numpy as np
         from tests.planner.test_solve import PROFILE, random_workload, solve
-        workload = random_workload(1, layers=12)
-        print("ready", flush=True)
-        result = solve(workload, PROFILE, np.full(16, 3), time_limit_s=60, workers=2,
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may ignore it
+        workload = random_workload(1, layers=40)
+        result = solve(workload, PROFILE, np.full(16, 3), time_limit_s=120, workers=2,
                        on_layer=lambda done: print("layer", flush=True))
         print("complete" if result.complete else "interrupted", len(result.placements), flush=True)
     """)
@@ -208,10 +207,9 @@ def test_ctrl_c_keeps_the_best_so_far():
     )
     with process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(3)
+        assert process.stdout.readline() == "layer\n"  # one of forty is done
         process.send_signal(signal.SIGINT)
-        assert process.stdout.read().splitlines()[-1] == "interrupted 12"
+        assert process.stdout.read().splitlines()[-1] == "interrupted 40"
     assert process.returncode == 0
 
 
