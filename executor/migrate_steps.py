@@ -14,12 +14,12 @@ from typing import Any
 
 import torch.distributed as dist
 
+from executor.agreement import check_hosts, check_told, layouts_in_order
 from executor.conformance import odd_ones
-from executor.layout import LayerLayout, plan_layouts
+from executor.layout import LayerLayout
 from executor.migrate_cargo import Form, Kept, form_of
 from executor.migrate_moves import Moves, moves_between
-from executor.moe_layers import MoELayer, check_shape, layer_numbers
-from executor.parallelize import check_hosts
+from executor.moe_layers import MoELayer, check_shape
 from executor.transport import Transport
 from planner import Plan
 from topologies import BadInput, EpplanError
@@ -124,12 +124,7 @@ def _agreed_in_group(
     except EpplanError as error:
         mine = _Told(str(error), memory_bytes)
     told = transport.gather("check of the next plan", mine)
-    for rank, one in enumerate(told):
-        if one.problem:
-            raise BadInput(f"rank {rank}: {one.problem}")
-    odd = odd_ones([one.digests for one in told])
-    if odd:
-        raise BadInput(f"rank {', '.join(map(str, odd))}: its plan is not that of the other ranks")
+    check_told([one.problem for one in told], [one.digests for one in told])
     check_hosts(plan, [one.host for one in told])
     steps = []
     for index, ((name, layer), new) in enumerate(zip(layers.items(), layouts, strict=True)):
@@ -145,12 +140,7 @@ def _agreed_in_group(
 
 
 def _new_layouts(layers: Mapping[str, MoELayer], transport: Transport, plan: Plan) -> list[LayerLayout]:
-    if plan.num_ranks != transport.size:
-        raise BadInput(
-            f"the plan is for {plan.num_ranks} ranks ({plan.cluster.name}), the model is spread over {transport.size}"
-        )
-    of_layer = plan_layouts(plan, transport.rank)
-    layouts = [of_layer[number] for number in layer_numbers(list(layers), plan)]
+    layouts = layouts_in_order(list(layers), transport, plan)
     for (name, layer), layout in zip(layers.items(), layouts, strict=True):
         check_shape(name, layer, layout, plan)
         planned = len(layer.exchange.layout.my_experts)

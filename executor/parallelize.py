@@ -10,11 +10,12 @@ from typing import Any, Literal
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from executor.agreement import check_hosts, check_told, layouts_in_order
 from executor.conformance import check_deployed, odd_ones
 from executor.exchange import make_exchange
 from executor.held import Held
-from executor.layout import LayerLayout, contiguous_layout, plan_layouts
-from executor.moe_layers import MoELayer, check_all_found, check_layer, find_moe_layers, layer_numbers, shape_of
+from executor.layout import LayerLayout, contiguous_layout
+from executor.moe_layers import MoELayer, check_all_found, check_layer, find_moe_layers, shape_of
 from executor.roster import roster_of_job
 from executor.transport import CallGuard, Transport
 from planner import Plan
@@ -93,12 +94,7 @@ def _agreed_layouts(
     digests = [layout.digest() for layout in layouts]
     shapes = [f"{name} with {shape_of(layer)}" for name, layer in layers.items()]
     told = transport.gather("check of the plan", (problem, digests, socket.gethostname(), shapes))
-    for rank, (other, *_) in enumerate(told):
-        if other:
-            raise BadInput(f"rank {rank}: {other}")
-    odd = odd_ones([theirs for _, theirs, _, _ in told])
-    if odd:
-        raise BadInput(f"rank {', '.join(map(str, odd))}: its plan is not that of the other ranks")
+    check_told([other for other, *_ in told], [theirs for _, theirs, *_ in told])
     _check_same_model([shapes for *_, shapes in told])
     if plan is not None:
         hosts = [host for _, _, host, _ in told]
@@ -145,31 +141,10 @@ def _fitting_layouts(layers: dict[str, MoELayer], transport: Transport, plan: Pl
             for number, layer in enumerate(layers.values())
         ]
     else:
-        if plan.num_ranks != transport.size:
-            raise BadInput(
-                f"the plan is for {plan.num_ranks} ranks ({plan.cluster.name}), the ep dimension has {transport.size}"
-            )
-        of_layer = plan_layouts(plan, transport.rank)
-        layouts = [of_layer[number] for number in layer_numbers(list(layers), plan)]
+        layouts = layouts_in_order(list(layers), transport, plan)
     for (name, layer), layout in zip(layers.items(), layouts, strict=True):
         check_layer(name, layer, layout, plan)
     return layouts
-
-
-def check_hosts(plan: Plan, host_of_rank: Sequence[str]) -> None:
-    """Refuse a job whose ranks share hosts in another way than the plan's; a rehearsal on one host is let through."""
-    planned = [entry.host for entry in plan.cluster.ranks]
-    if len(set(host_of_rank)) == 1:
-        return
-    first_of: dict[str, int] = {}
-    for rank, (host, number) in enumerate(zip(host_of_rank, planned, strict=True)):
-        first = first_of.setdefault(host, rank)
-        if planned[first] != number:
-            raise BadInput(
-                f"ranks {first} and {rank} both run on {host}, the plan has them on hosts {planned[first]} and {number}"
-            )
-    if len(set(host_of_rank)) != len(set(planned)):
-        raise BadInput(f"the job runs on {len(set(host_of_rank))} hosts, the plan is for {len(set(planned))}")
 
 
 def _average_gradients(experts: Held, size: int) -> None:

@@ -201,7 +201,7 @@ def refused(rank: int, size: int, plans: list[Plan], optimizer: str, memory_byte
     ("plans", "optimizer", "memory_bytes", "said"),
     [
         ([plan(2)] * 3 + [plan(3)], "adam", 2**20, "rank 3: its plan is not that of the other ranks"),
-        ([plan(2, size=2)] * 4, "adam", 2**20, "rank 0: the plan is for 2 ranks (test), the model is spread over 4"),
+        ([plan(2, size=2)] * 4, "adam", 2**20, "rank 0: the plan is for 2 ranks (test), the ep dimension has 4"),
         (
             [plan(2)] * 2 + [plan_of(Case((8,) * 4, experts=6, top_k=2))] + [plan(2)],
             "adam",
