@@ -28,6 +28,7 @@ from planner.workload import TokenSampler
 SEARCH_TOKENS = 4096  # a search over few tokens learns the sample by heart (docs/log.md, 2026-11-21)
 EXACT_PAIRS = 32  # experts x ranks up to which the exact model is tried first
 EXACT_NODES = 20_000  # an end for the exact model where symmetry makes it long; its bound stays proven
+FEWER_SLOTS = (0, 1, 2, 4)  # slots of a rank beyond what the experts need, from which a search may start
 SHAKEN_SLOTS = 8  # pairs of slots traded at random before a restart
 CLOSE_ENOUGH = 1e-4  # relative gap at which the search stops: load statistics are noisier than this
 
@@ -159,6 +160,9 @@ class _Search:
         problem = self.problem
         spare = int(problem.slots_R.sum()) - problem.num_experts
         built = [constructed(problem, amount, local=False) for amount in {spare, spare // 2, 0}]
+        for fewer in fewer_slots(problem):
+            amount = int(fewer.slots_R.sum()) - problem.num_experts
+            built += [constructed(fewer, amount, local=local) for local in {False, problem.num_domains > 1}]
         if problem.num_domains > 1:
             built += [constructed(problem, amount, local=True) for amount in {spare, spare // 2}]
             homes = {_homes(problem, start).tobytes(): _homes(problem, start) for start in starts}
@@ -228,6 +232,15 @@ class _Search:
     def _newcomers(self) -> list[int]:
         """Return a few of the hottest experts, which may gain a replica on the freed ranks."""
         return [int(e) for e in np.argsort(-self.problem.load_E, kind="stable")[:4]]
+
+
+def fewer_slots(problem: LayerProblem) -> list[LayerProblem]:
+    """Return the layer with fewer slots on every rank: in a small batch each expert's weights cost more than its rows."""
+    levels_K = np.unique(problem.slots_R)
+    held_K = np.array([np.minimum(problem.slots_R, level).sum() for level in range(int(levels_K[-1]))])
+    least = int(np.searchsorted(held_K, problem.num_experts))
+    levels = [least + extra for extra in FEWER_SLOTS if least + extra < levels_K[-1]]
+    return [replace(problem, slots_R=np.minimum(problem.slots_R, level)) for level in levels]
 
 
 def _homes(problem: LayerProblem, placement: Placement) -> IntArray:

@@ -16,7 +16,15 @@ from planner.solve.bounds.cohesion import cohesive_parts
 from planner.solve.bounds.companions import co_visits, companion_parts
 from planner.wire import TokenSample
 from planner.workload import build_workload
-from tests.planner.definitions import PROFILE, all_placements, layer_us, routing_of, tiny_cluster, tiny_model
+from tests.planner.definitions import (
+    PROFILE,
+    all_placements,
+    best_by_lp,
+    layer_us,
+    routing_of,
+    tiny_cluster,
+    tiny_model,
+)
 from tests.planner.test_layer import random_placement
 from topologies import load_cluster
 
@@ -52,6 +60,23 @@ def shares_of_every_kind(rng, placement):
             mine = placement.expert_S == e
             share[:, mine] /= share[:, mine].sum(axis=1, keepdims=True)
         yield placement.with_shares(share)
+
+
+@pytest.mark.parametrize(("experts", "ranks", "slots"), [(2, 4, 1), (3, 4, 2), (4, 3, 2)])
+@pytest.mark.parametrize("tokens", [0.5, 4, 60])
+def test_in_a_small_batch_the_weights_of_one_expert_are_in_the_bound(experts, ranks, slots, tokens):
+    """Every placement with its best shares: none is below the bound, and on one host the best is near it.
+
+    2 experts on 4 ranks: whoever serves anything reads the weights of a whole expert, not of 2 / 4 of one.
+    """
+    counts = np.arange(experts) + 3
+    workload = build_workload(tiny_model(experts), tiny_cluster(ranks, 1), routing_of(counts), tokens)
+    problem = layer_problem(workload, step_cost(workload, PROFILE, "pairwise"), np.full(ranks, slots), 0)
+    best = min(best_by_lp(workload, held, balance=False) for held in all_placements(experts, ranks, slots))
+    bound = lower_bound(problem)
+    assert bound <= best * (1 + 1e-9)
+    if experts <= ranks:
+        assert bound >= 0.97 * best
 
 
 @pytest.mark.parametrize("exchange", ["dedup", "two-level"])

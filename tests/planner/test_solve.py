@@ -181,6 +181,18 @@ def test_uneven_slots_and_a_rank_without_any():
     assert solution.objective < problem.evaluate(start).layer_us
 
 
+@pytest.mark.parametrize("tokens", [1.0, 64.0, 4096.0])
+def test_more_slots_are_never_worse(tokens):
+    """8 experts on 16 ranks: in a small batch a second expert on a rank costs more than the balance that it brings."""
+    workload = build_workload(tiny_model(8), load_cluster("hgx-h100:2"), routing_of(np.arange(8) + 20.0), tokens)
+    reached = [
+        solve(workload, PROFILE, np.full(16, slots), exchange="pairwise", workers=1).layers[0].objective
+        for slots in (1, 2, 4)
+    ]
+    assert reached[1] <= reached[0] * 1.001
+    assert reached[2] <= reached[1] * 1.001
+
+
 def test_one_expert_takes_nearly_all():
     """An expert with 99 % of the load gets a copy on every rank and the load is level."""
     counts = np.ones(16)

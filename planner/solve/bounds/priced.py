@@ -28,8 +28,10 @@ from planner.solve.bounds.layers import BoundedLayers
 def priced_bounds(layers: BoundedLayers) -> FloatArray:
     """Return the lower bound of each layer [L] on dispatch + experts + combine, without start-up and launch."""
     cost, load_LE = layers.cost, layers.load_LE
-    packed_us_L = float(cost.row_us_R.min()) * pigeonhole_loads(load_LE, layers.slots_R)
+    packed_us_L = _packed_us(layers)
     level_us_L = load_LE.sum(axis=1) / (1.0 / cost.row_us_R).sum()  # every rank equally long at its rows
+    slot_rows = float((cost.slot_us_R / cost.row_us_R).min())  # rows that take as long as an active expert by itself
+    level_us_L += slot_rows * layers.active_LE.sum(axis=1) / (1.0 / cost.row_us_R).sum()
     tight_L = packed_us_L > level_us_L  # else the priced experts are the tighter half anyhow
     packed = layers.where(tight_L)
     best_L: FloatArray = packed_us_L.copy()
@@ -40,6 +42,18 @@ def priced_bounds(layers: BoundedLayers) -> FloatArray:
             links_L = _priced_us(packed, local_C, remote_C, best_L[tight_L] - base_L, compute=False)
             best_L[tight_L] = np.maximum(best_L[tight_L], base_L + links_L)
     return best_L
+
+
+def _packed_us(layers: BoundedLayers) -> FloatArray:
+    """Return the least time of each layer's most loaded rank: its rows, and the weights of what it holds.
+
+    A rank of load t holds experts of as much load in all, so at least 1 - exp(-t) of them are active: the chance that
+    an expert of load w gets a token, 1 - exp(-w), is concave.
+    """
+    load_L = pigeonhole_loads(layers.load_LE, layers.slots_R)
+    cost = layers.cost
+    packed_us_L: FloatArray = float(cost.row_us_R.min()) * load_L - float(cost.slot_us_R.min()) * np.expm1(-load_L)
+    return packed_us_L
 
 
 def _cheapest_prices(layers: BoundedLayers) -> Iterator[tuple[FloatArray, FloatArray]]:
