@@ -235,7 +235,7 @@ class _Search:
 
 
 def fewer_slots(problem: LayerProblem) -> list[LayerProblem]:
-    """Return the layer with fewer slots on every rank: in a small batch each expert's weights cost more than its rows."""
+    """Return the layer with fewer slots on every rank: in a small batch weights cost more than rows do."""
     levels_K = np.unique(problem.slots_R)
     held_K = np.array([np.minimum(problem.slots_R, level).sum() for level in range(int(levels_K[-1]))])
     least = int(np.searchsorted(held_K, problem.num_experts))
