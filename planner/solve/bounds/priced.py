@@ -28,13 +28,14 @@ from planner.solve.bounds.layers import BoundedLayers
 def priced_bounds(layers: BoundedLayers) -> FloatArray:
     """Return the lower bound of each layer [L] on dispatch + experts + combine, without start-up and launch."""
     cost, load_LE = layers.cost, layers.load_LE
-    packed_us_L = _packed_us(layers)
+    most_L = pigeonhole_loads(load_LE, layers.slots_R)
+    packed_us_L = _busiest_us(layers, most_L, cost.row_us_R)
     level_us_L = load_LE.sum(axis=1) / (1.0 / cost.row_us_R).sum()  # every rank equally long at its rows
     slot_rows = float((cost.slot_us_R / cost.row_us_R).min())  # rows that take as long as an active expert by itself
     level_us_L += slot_rows * layers.active_LE.sum(axis=1) / (1.0 / cost.row_us_R).sum()
     tight_L = packed_us_L > level_us_L  # else the priced experts are the tighter half anyhow
     packed = layers.where(tight_L)
-    best_L: FloatArray = packed_us_L.copy()
+    best_L = _busiest_us(layers, most_L, cost.row_us_R + _own_links_us_R(layers))
     for local_C, remote_C in _cheapest_prices(layers):
         best_L = np.maximum(best_L, _priced_us(layers, local_C, remote_C, best_L, compute=True))
         if tight_L.any():
@@ -44,16 +45,29 @@ def priced_bounds(layers: BoundedLayers) -> FloatArray:
     return best_L
 
 
-def _packed_us(layers: BoundedLayers) -> FloatArray:
-    """Return the least time of each layer's most loaded rank: its rows, and the weights of what it holds.
+def _busiest_us(layers: BoundedLayers, most_L: FloatArray, row_us_R: FloatArray) -> FloatArray:
+    """Return the least time of each layer's most loaded rank, which has `most_L` rows: these, and weights to read.
 
     A rank of load t holds experts of as much load in all, so at least 1 - exp(-t) of them are active: the chance that
     an expert of load w gets a token, 1 - exp(-w), is concave.
     """
-    load_L = pigeonhole_loads(layers.load_LE, layers.slots_R)
-    cost = layers.cost
-    packed_us_L: FloatArray = float(cost.row_us_R.min()) * load_L - float(cost.slot_us_R.min()) * np.expm1(-load_L)
-    return packed_us_L
+    busiest_us_L: FloatArray = float(row_us_R.min()) * most_L - float(layers.cost.slot_us_R.min()) * np.expm1(-most_L)
+    return busiest_us_L
+
+
+def _own_links_us_R(layers: BoundedLayers) -> FloatArray:
+    """Return what a row to each rank takes on the slowest link that all rows to this rank cross, out and back.
+
+    Only where all sources are alike and every pair is a row: else some rows to the rank may take another way.
+    """
+    own_us_R = np.zeros(len(layers.domain_R))
+    if len(layers.class_domain_C) > 1:
+        return own_us_R
+    for phase in (layers.cost.dispatch, layers.cost.combine):
+        for leg in phase.legs:
+            if leg.target == "rank" and not leg.distinct and leg.us_XN.shape[1]:
+                own_us_R += leg.us_XN.max(axis=1).toarray().ravel() / len(own_us_R)  # of a row from each of the R ranks
+    return own_us_R
 
 
 def _cheapest_prices(layers: BoundedLayers) -> Iterator[tuple[FloatArray, FloatArray]]:
