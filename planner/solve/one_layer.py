@@ -28,6 +28,8 @@ from planner.workload import TokenSampler
 SEARCH_TOKENS = 4096  # a search over few tokens learns the sample by heart (docs/log.md, 2026-11-21)
 EXACT_PAIRS = 32  # experts x ranks up to which the exact model is tried first
 EXACT_NODES = 20_000  # an end for the exact model where symmetry makes it long; its bound stays proven
+FINALIST_PAIRS = 16_384  # experts x ranks for each start that is descended from: small layers afford several
+MOST_FINALISTS = 4
 FEWER_SLOTS = (0, 1, 2, 4)  # slots of a rank beyond what the experts need, from which a search may start
 SHAKEN_SLOTS = 8  # pairs of slots traded at random before a restart
 CLOSE_ENOUGH = 1e-4  # relative gap at which the search stops: load statistics are noisier than this
@@ -38,7 +40,7 @@ class Budget:
     """How hard to search: counts, not seconds, so that the answer does not depend on the machine.
 
     Attributes:
-        finalists: starts that the descent is run from.
+        finalists: starts that the descent is run from; None for as many as a layer of its size affords.
         domain_swaps: steps of the descent between domains.
         swaps: steps of the descent between ranks.
         share_rounds: linearisations of the shares where the cost is not linear.
@@ -50,7 +52,7 @@ class Budget:
 
     """
 
-    finalists: int = 1
+    finalists: int | None = None
     domain_swaps: int = 100
     swaps: int = 60
     share_rounds: int = 3
@@ -82,7 +84,7 @@ def solve_layer(
     starts = [problem.fitted(start) for start in starts]
     search = _Search(search_problem(problem, sampler, seed), budget, np.random.default_rng(abs(seed)), deadline)
     search.run(starts)
-    candidates = [search.best] if sampler is None else [search.best, *starts]
+    candidates = [search.best] if sampler is None else [search.best, *search.arrivals, *starts]
     costs = [problem.evaluate(candidate).layer_us for candidate in candidates]
     best = int(np.argmin(costs))
     proven = search.bound if search.problem is problem else 0.0  # another sample proves nothing of this one
@@ -108,6 +110,7 @@ class _Search:
         self.bound = lower_bound(problem) if budget.proof else 0.0
         self.best: Placement
         self.best_us = float("inf")
+        self.arrivals: list[Placement] = []  # where each descent ended
 
     def run(self, starts: Sequence[Placement]) -> None:
         """Run the whole search."""
@@ -120,17 +123,21 @@ class _Search:
         pool = [start.without_duplicates() for start in starts]
         pool = [self.problem.fitted(placement) for placement in (*pool, *self._constructions(pool))]
         pool.sort(key=lambda placement: self.problem.evaluate(placement).layer_us)
-        for start in pool[: self.budget.finalists]:
+        affordable = min(max(FINALIST_PAIRS // (self.problem.num_experts * self.problem.num_ranks), 1), MOST_FINALISTS)
+        for start in pool[: self.budget.finalists or affordable]:
             if self._done():
                 return
-            self._improve(start)
+            self.arrivals.append(self._improve(start))
         if self._linear:
             self._polish()
         else:
             self._restart()
 
-    def _improve(self, placement: Placement) -> None:
-        """Run the descents from one start: between domains, then between ranks, with the best shares after each."""
+    def _improve(self, placement: Placement) -> Placement:
+        """Run the descents from one start: between domains, then between ranks, with the best shares after each.
+
+        Returns where they end.
+        """
         problem, budget = self.problem, self.budget
         placement = self._keep(best_shares(problem, placement, budget.share_rounds))
         if has_domain_traffic(problem):
@@ -138,7 +145,8 @@ class _Search:
             placement = self._keep(best_shares(problem, placement, budget.share_rounds))
         if not self._done():
             placement = descend_by_swaps(problem, placement, budget.swaps, self.deadline)
-            self._keep(best_shares(problem, placement, budget.share_rounds))
+            placement = self._keep(best_shares(problem, placement, budget.share_rounds))
+        return placement
 
     @property
     def _linear(self) -> bool:
