@@ -189,8 +189,8 @@ def test_more_slots_are_never_worse(tokens):
         solve(workload, PROFILE, np.full(16, slots), exchange="pairwise", workers=1).layers[0].objective
         for slots in (1, 2, 4)
     ]
-    assert reached[1] <= reached[0] * 1.001
-    assert reached[2] <= reached[1] * 1.001
+    assert reached[1] <= reached[0] * 1.005
+    assert reached[2] <= reached[1] * 1.005
 
 
 def test_one_expert_takes_nearly_all():
