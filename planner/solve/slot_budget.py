@@ -90,12 +90,17 @@ def spend_memory(
     most = extra if even else min(spare, workload.num_experts - least)
     counts_K = np.array(sorted({least + e for e in (*EXTRAS, extra) if e <= most}))
     us_LK = np.stack([quick.us_L(count) for count in counts_K.tolist()], axis=1)
-    if even:
-        slots_L = np.full(workload.num_layers, counts_K[us_LK.sum(axis=0).argmin()])
-    else:
-        room = spare + least * workload.num_layers
-        slots_L = counts_K[cheapest_within(list(us_LK), [counts_K] * workload.num_layers, room)]
+    slots_L = _spent(spare, us_LK, counts_K, even=even)
     return SlotBudget(slots_L, least + extra, us_LK, counts_K, limit_bytes, training)
+
+
+def _spent(spare: int, us_LK: FloatArray, counts_K: IntArray, *, even: bool) -> IntArray:
+    """Return the slots of every layer: at most `spare` beyond the fewest, all layers together."""
+    layers, least = len(us_LK), int(counts_K[0])
+    if even:
+        fits_K = counts_K <= least + spare // layers
+        return np.full(layers, counts_K[fits_K][us_LK[:, fits_K].sum(axis=0).argmin()])
+    return counts_K[cheapest_within(list(us_LK), [counts_K] * layers, spare + least * layers)]
 
 
 def best_even_slots(workload: Workload, profile: TimingProfile, most: int, *, asked: Mapping[str, Any]) -> SlotBudget:
@@ -116,11 +121,37 @@ def solve_budgeted(
 ) -> Solution:
     """Search at the slots of a budget; never worse than the best baseline at the most slots that fit alike.
 
-    The baselines that come back are those at the slots that fit alike in every layer.
+    A plan whose buffers need more than was set aside for them is searched again with fewer slots. The baselines that
+    come back are those at the slots that fit alike in every layer. Raises Infeasible where no number of slots leaves
+    room for the buffers.
     """
+    found = _solve_at(workload, profile, budget, 1.0 - QUICK_PART, even=even, asked=asked)
+    while budget.limit_bytes is not None and budget.use(workload, found.placements).total_bytes > budget.limit_bytes:
+        # its slots fit beside the rows set aside so far, so it has more rows than these: this comes to an end
+        budget = _beside(buffer_rows(workload, found.placements), budget, workload, even=even)
+        found = _solve_at(workload, profile, budget, QUICK_PART, even=even, asked=asked)
+    return found
+
+
+def _beside(rows: int, budget: SlotBudget, workload: Workload, *, even: bool) -> SlotBudget:
+    """Return the budget that leaves room for buffers of so many rows; raises Infeasible where there is none."""
+    assert budget.limit_bytes is not None
+    least = _least(workload)
+    slots = (workload.num_layers + _unplanned(workload)) * least
+    fixed = memory_use(workload, slots, rows, training=budget.training)
+    _check_fits(workload, fixed, budget.limit_bytes)
+    spare = (budget.limit_bytes - fixed.total_bytes) // slot_bytes(workload.model, training=budget.training)
+    slots_L = _spent(spare, budget.us_LK, budget.counts_K, even=even)
+    return replace(budget, slots_L=slots_L, alike=least + min(spare // workload.num_layers, budget.alike - least))
+
+
+def _solve_at(
+    workload: Workload, profile: TimingProfile, budget: SlotBudget, part: float, *, even: bool, asked: Mapping[str, Any]
+) -> Solution:
+    """Search at the slots of a budget in a part of the time limit, if there is one; or take the best baseline."""
     options = dict(asked)
     if options.get("time_limit_s") is not None:
-        options["time_limit_s"] *= 1.0 - QUICK_PART
+        options["time_limit_s"] *= part
     found = solve(workload, profile, budget.slots_LR(workload.num_ranks), even=even, **options)
     if (budget.slots_L == budget.alike).all():
         return found

@@ -1,6 +1,7 @@
 """Slots bought with memory: the knapsack against brute force, bytes by hand, and where redundancy pays."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -89,6 +90,20 @@ def test_memory_goes_to_the_layer_that_gains():
     used = budget.use(workload, solution.placements)
     assert used.total_bytes <= budget.limit_bytes
     assert solution.predictions[-1].total_us <= min(p.total_us for p in solution.predictions[:-1])
+
+
+def test_a_plan_never_takes_more_than_the_limit():
+    """One byte too few for the buffers of the plan that was found: it is searched again, with fewer slots."""
+    workload = workload_of([FLAT, HOT], tokens=100)
+    budget = spend_memory(workload, PROFILE, room_for_slots(workload, 7), training=False, even=False, asked=ASKED)
+    need = budget.use(workload, solve_budgeted(workload, PROFILE, budget, even=False, asked=ASKED).placements)
+    tight = replace(budget, limit_bytes=need.total_bytes - 1)
+    used = tight.use(workload, solve_budgeted(workload, PROFILE, tight, even=False, asked=ASKED).placements)
+    assert used.total_bytes < need.total_bytes
+    assert used.expert_bytes < need.expert_bytes
+    least = memory_use(workload, 4, need.buffer_bytes // (4 * 4096), training=False)
+    with pytest.raises(Infeasible, match="every expert once is 2 slots x 2 layers"):
+        solve_budgeted(workload, PROFILE, replace(budget, limit_bytes=least.total_bytes - 1), even=False, asked=ASKED)
 
 
 def test_no_redundancy_where_reading_weights_costs_more():
