@@ -24,7 +24,7 @@ OPTIONS = {
     "server.fileWatcherType": "none",
     "server.maxUploadSize": str(MAX_UPLOAD_MB),
     "theme.light.primaryColor": "#0072B2",
-    "theme.dark.primaryColor": "#2E8BD6",
+    "theme.dark.primaryColor": "#2A80C8",
 }
 
 

@@ -7,10 +7,11 @@ from typing import Any
 import streamlit as st
 
 from app.whatif.bound import bound, put
-from app.whatif.frame import is_upload, plain
+from app.whatif.frame import is_upload
 from app.whatif.settings import BUNDLED, POWER_LAW, UPLOAD
 from app.whatif.state import Session, session
 from app.whatif.uploads import ENDINGS, LIMIT_MB, Kind
+from app.whatif.words import plain
 from planner import model_names
 from planner.solve import OBJECTIVES
 from planner.timing import EXCHANGES, OVERLAPS, profile_names
@@ -21,6 +22,7 @@ from topologies.errors import EpplanError
 AS_DESCRIBED: dict[str, Any] = {"hosts": None, "lost": (), "nic_gbps": None, "scale_up": 1.0, "oversubscription": None,
                 "slow_rank": None, "system": None}  # fmt: skip
 FILE = "a file"
+MAX_UNITS = 288  # hosts, or racks of them
 ROUTING_NAMES = {BUNDLED: "bundled trace", POWER_LAW: "power law", FILE: FILE}
 MODEL_NAMES = {BUNDLED: "bundled: a tiny, really trained MoE", FILE: "a config.json"}
 OVERLAP_NAMES = {"none": "none", "shared-expert": "dispatch under shared experts", "two-batches": "two micro-batches"}
@@ -47,15 +49,21 @@ def cluster(mine: Session) -> None:
             _hosts_and_nics()
         return
     name, _, units = ("hgx-h100:2" if uploaded else mine.settings.cluster).partition(":")
+    known = name in catalog_names()  # a link may say anything
 
     def taken() -> None:
         chosen, count = st.session_state["A catalog"], st.session_state["A units"]
         put({"cluster": f"{chosen}:{count}", **AS_DESCRIBED})
 
-    st.session_state["A catalog"], st.session_state["A units"] = name, int(units or 1)
+    st.session_state["A catalog"] = name if known else None
+    st.session_state["A units"] = min(max(int(units), 1), MAX_UNITS) if units.isdecimal() else 1
     st.selectbox("System", catalog_names(), key="A catalog", on_change=taken, help="Figures are the vendors'.")
+    if not known:
+        return
     domain = load_system(name).domain_hosts
-    st.number_input("Hosts" if domain == 1 else f"Racks of {domain} hosts", 1, 288, key="A units", on_change=taken)
+    st.number_input(
+        "Hosts" if domain == 1 else f"Racks of {domain} hosts", 1, MAX_UNITS, key="A units", on_change=taken
+    )
     if uploaded:
         st.button("Use the catalog instead of the file", on_click=taken)
     st.caption(load_system(name).summary)
@@ -63,7 +71,7 @@ def cluster(mine: Session) -> None:
 
 def _hosts_and_nics() -> None:
     left, right = st.columns(2)
-    left.number_input("Hosts like it", 1, 288, **bound("hosts", lambda value: value or 1))
+    left.number_input("Hosts like it", 1, MAX_UNITS, **bound("hosts", lambda value: value or 1))
     right.number_input(
         "NIC speed, Gb/s per direction", 1.0, 100_000.0, step=100.0, value=None, placeholder="as in the file",
         **bound("nic_gbps", lambda value: None if value is None else 8 * value,
@@ -83,7 +91,7 @@ def model(mine: Session) -> None:
         put({"model": chosen, "routing": _routing_for(mine, chosen), "slots": None, "weights_gb": None})
 
     if st.session_state.get("A model") != FILE:
-        st.session_state["A model"] = source
+        st.session_state["A model"] = source if source in names else None
     chosen = st.selectbox(
         "Model",
         names,
@@ -114,7 +122,7 @@ def routing(mine: Session) -> None:
             put({"routing": chosen})
 
     if st.session_state.get("A routing source") != FILE or now == FILE:
-        st.session_state["A routing source"] = now if now in kinds else POWER_LAW
+        st.session_state["A routing source"] = now if now in kinds else None
     source = st.segmented_control(
         "From",
         kinds,

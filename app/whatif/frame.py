@@ -9,11 +9,13 @@ from collections.abc import Callable
 import streamlit as st
 
 from app.whatif.janitor import watch_over
+from app.whatif.refused import show_refusal
 from app.whatif.settings import UPLOAD
 from app.whatif.state import Session, session, show_link
+from app.whatif.words import plain
 from app.whatif.work import Planned, case_of, planned
 from planner import MoEModel, Routing
-from topologies.errors import EpplanError, Infeasible
+from topologies.errors import EpplanError
 
 log = logging.getLogger("epplan.app")
 
@@ -22,10 +24,11 @@ STYLE = """<style>
 [data-testid="stMainBlockContainer"] h1 {font-size: 1.7rem; padding: 0.3rem 0}
 [data-testid="stMainBlockContainer"] h3 {font-size: 1.2rem; padding: 0.2rem 0}
 [data-testid="stMetricValue"] {font-size: 1.7rem}
+[data-testid="stCaptionContainer"] code {color: inherit; font-size: inherit}
 </style>"""
 
 
-def show(page: Callable[[Session], None]) -> None:
+def show(page: Callable[[Session], None], *, on_inputs: bool = False) -> None:
     """Run a page; what the user can mend is one line on it, what is our fault a reference to the server's log."""
     mine = session()
     watch_over(mine)
@@ -38,12 +41,7 @@ def show(page: Callable[[Session], None]) -> None:
     try:
         page(mine)
     except EpplanError as error:
-        title = "This cannot be met" if isinstance(error, Infeasible) else "This does not fit together"
-        st.error(f"**{title}.** {plain(str(error))}", icon=":material/error:")
-        st.caption("Change the inputs, or start again from the defaults; your uploads are kept.")
-        if st.button("Back to the defaults", icon=":material/restart_alt:"):
-            mine.settings, mine.other = type(mine.settings)(), None
-            st.rerun()
+        show_refusal(mine, error, on_inputs=on_inputs)
     except Exception:
         reference = secrets.token_hex(4)
         log.exception("page failed, reference %s", reference)
@@ -52,12 +50,6 @@ def show(page: Callable[[Session], None]) -> None:
             f"reference {reference}.",
             icon=":material/bug_report:",
         )
-
-
-def plain(text: str) -> str:
-    """Return one line of text that Markdown shows as it stands."""
-    line = " ".join(text.split()).replace("--", "\u2011\u2011")
-    return "".join(f"\\{letter}" if letter in r"\`*_{}[]<>#$~|" else letter for letter in line)
 
 
 def current(mine: Session) -> Planned:

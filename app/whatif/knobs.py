@@ -45,7 +45,7 @@ def _network(mine: Session) -> None:
     )
     over = sorted({*OVER, *([] if chosen.oversubscription is None else [chosen.oversubscription])})
     st.select_slider(
-        "Oversubscription of the fabric, : 1", [AS_IT_IS, *over],
+        "Oversubscription of the fabric, to 1", [AS_IT_IS, *over],
         **bound("oversubscription", lambda value: AS_IT_IS if value is None else value,
                 lambda value: None if value == AS_IT_IS else value, other=True),
     )  # fmt: skip

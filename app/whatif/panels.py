@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app.whatif.frame import plain
 from app.whatif.jobs import WORKERS, Job
 from app.whatif.state import JobKind, session
+from app.whatif.words import plain
 from app.whatif.work import Planned
 from app.whatif.worker import Search
 

@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
+from app.whatif.charts.look import in_ink
 from app.whatif.state import session
 from app.whatif.work import Planned
 
@@ -27,16 +28,24 @@ def chart(drawn: go.Figure, name: str, words: str) -> None:
         "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
         "toImageButtonOptions": {"format": session().image, "filename": f"epplan-{name}", "scale": 2},
     }
+    in_ink(drawn, dark=st.context.theme.type == "dark")
     st.plotly_chart(drawn, key=f"chart {name}", config=config, alt=words)
 
 
-def table(rows: Sequence[dict[str, Any]], name: str) -> None:
-    """Show a table, and a button that downloads it as CSV."""
+def table(rows: Sequence[dict[str, Any]], name: str, said: str = "") -> None:
+    """Show a table, and a button that downloads it as CSV.
+
+    `said` is what the page says above the table of all columns that end in it: on the page, not in the CSV, they go
+    without, so that a wide table fits.
+    """
     frame = pd.DataFrame(rows)
-    numbers = {
-        str(column): st.column_config.NumberColumn(format="localized") for column in frame.select_dtypes("number")
-    }
-    st.dataframe(frame, hide_index=True, key=f"table {name}", column_config=numbers)
+    numbers = set(frame.select_dtypes("number"))
+    shown = {}
+    for column in frame:
+        label = str(column).removesuffix(f", {said}")
+        number = st.column_config.NumberColumn(label, format="localized")
+        shown[str(column)] = number if column in numbers else st.column_config.Column(label)
+    st.dataframe(frame, hide_index=True, key=f"table {name}", column_config=shown)
     st.download_button(
         "CSV",
         frame.to_csv(index=False),

@@ -1,10 +1,9 @@
-"""Grids over one or two knobs: their points, what each point's plan costs, and what the grid says."""
+"""Grids over one or two knobs: their points, and what each point's plan costs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from app.whatif.cases import Case, holding_all, make_case
@@ -15,7 +14,6 @@ from planner.provenance import Provenance
 from topologies import EpplanError
 
 MAX_POINTS = 100
-LEVEL = 0.02  # a step along a knob that gains less than this part is called level
 
 
 @dataclass(frozen=True)
@@ -24,9 +22,12 @@ class Knob:
 
     Attributes:
         field: of `Settings`.
-        label, unit: for people.
+        label, unit: for people, who name values in this unit.
         values: offered at first.
         log: drawn on a logarithmic axis.
+        per_unit: of the field in one unit.
+        given: nobody chooses it; points with other values of it do not compete.
+        dear: 1 where more of it costs money, -1 where less of it does, 0 where the rows say what it costs.
 
     """
 
@@ -35,6 +36,9 @@ class Knob:
     unit: str
     values: tuple[float, ...]
     log: bool = False
+    per_unit: float = 1.0
+    given: bool = False
+    dear: int = 0
 
     def show(self, value: float) -> str:
         """Return a value with its unit.
@@ -49,12 +53,12 @@ KNOBS: Mapping[str, Knob] = {
     knob.field: knob
     for knob in (
         Knob("slots", "Slots per rank", "slots", ()),
-        Knob("nic_gbps", "NIC speed", "GB/s", (12.5, 25, 50, 100, 200), log=True),
-        Knob("scale_up", "NVLink / xGMI speed", "x", (0.5, 1, 2, 4), log=True),
+        Knob("nic_gbps", "NIC speed", "Gb/s", (100, 200, 400, 800, 1600), log=True, per_unit=1 / 8, dear=1),
+        Knob("scale_up", "NVLink / xGMI speed", "x", (0.5, 1, 2, 4), log=True, dear=1),
         Knob("hosts", "Hosts (EP size)", "hosts", ()),
-        Knob("tokens", "Tokens per rank", "tokens", (32, 128, 512, 2048, 8192), log=True),
-        Knob("power", "Skew of the loads", "power", (0, 0.5, 1, 1.5, 2)),
-        Knob("oversubscription", "Oversubscription", ": 1", (1, 2, 4, 8), log=True),
+        Knob("tokens", "Tokens per rank", "tokens", (32, 128, 512, 2048, 8192), log=True, given=True),
+        Knob("power", "Skew of the loads", "power", (0, 0.5, 1, 1.5, 2), given=True),
+        Knob("oversubscription", "Oversubscription", ": 1", (1, 2, 4, 8), log=True, dear=-1),
     )
 }
 WHOLE = ("slots", "hosts")
@@ -124,7 +128,7 @@ def make_points(
 
 
 def _typed(knob: Knob, value: float) -> float | int:
-    return int(value) if knob.field in WHOLE else value
+    return int(value) if knob.field in WHOLE else value * knob.per_unit
 
 
 def point_row(point: Point, time_limit_s: float, drawn: dict[str, Workload]) -> Row:
@@ -161,70 +165,3 @@ def point_row(point: Point, time_limit_s: float, drawn: dict[str, Workload]) -> 
 def planned(rows: Sequence[Row]) -> list[Row]:
     """Return the points that have a plan."""
     return [row for row in rows if not row.problem]
-
-
-def pareto(rows: Sequence[Row]) -> list[Row]:
-    """Return the points that no other beats in both memory and time per token, by memory."""
-    front: list[Row] = []
-    for row in sorted(planned(rows), key=lambda row: (row.weights_gb, row.us_per_token)):
-        if not front or row.us_per_token < front[-1].us_per_token:
-            front.append(row)
-    return front
-
-
-def findings(rows: Sequence[Row], x: Knob, y: Knob | None) -> list[str]:
-    """Say what a grid shows: where one knob stops paying; with two, from where on a line beats the first one."""
-    lines: dict[float | None, list[Row]] = {}
-    for row in planned(rows):
-        lines.setdefault(row.y, []).append(row)
-    if y is None:
-        said = [_knee(sorted(line, key=lambda row: row.x), x) for line in lines.values()]
-    else:
-        (first, base), *others = lines.items() if lines else [(None, [])]
-        said = [_crossing(base, line, x, y.show(value or 0.0), y.show(first or 0.0)) for value, line in others]
-    return [sentence for sentence in said if sentence]
-
-
-def against_first(rows: Sequence[Row]) -> dict[tuple[float, float | None], float]:
-    """Return by how many percent each point is slower per token than the first line's at the same x."""
-    first = min((row.y for row in planned(rows) if row.y is not None), default=None)
-    base = {row.x: row.us_per_token for row in planned(rows) if row.y == first}
-    return {(row.x, row.y): 100 * (row.us_per_token / base[row.x] - 1) for row in planned(rows) if row.x in base}
-
-
-def _knee(line: Sequence[Row], x: Knob) -> str:
-    """Return where along a line another step no longer gains `LEVEL`."""
-    if len(line) < 2:
-        return ""
-    best = min(line, key=lambda row: row.us_per_token)
-    level = next(
-        (
-            row
-            for row in line
-            if min(later.us_per_token for later in line if later.x >= row.x) > (1 - LEVEL) * row.us_per_token
-        ),
-        line[-1],
-    )
-    gain = line[0].us_per_token / best.us_per_token - 1
-    if gain < LEVEL:
-        return f"{x.label}: no value gains {LEVEL:.0%} over {x.show(line[0].x)}."
-    beyond = "the largest value tried still gains" if level is line[-1] else f"level from {x.show(level.x)} on"
-    return f"{x.label}: best at {x.show(best.x)}, {gain:.1%} faster per token than {x.show(line[0].x)}; {beyond}."
-
-
-def _crossing(base: Sequence[Row], line: Sequence[Row], x: Knob, name: str, base_name: str) -> str:
-    """Return from which value of x on a line is faster than the base line."""
-    other = {row.x: row.us_per_token for row in base}
-    ratio = sorted((row.x, row.us_per_token / other[row.x]) for row in line if row.x in other)
-    if not ratio:
-        return ""
-    if all(value < 1 for _, value in ratio):
-        return f"{name} beats {base_name} at every value tried, by {1 - max(v for _, v in ratio):.1%} at least."
-    if all(value >= 1 for _, value in ratio):
-        return f"{name} never beats {base_name} on the values tried."
-    for (x0, before), (x1, after) in pairwise(ratio):
-        if (before < 1) != (after < 1):
-            at = x0 + (x1 - x0) * (1 - before) / (after - before)
-            where = f"{at:,.0f} {x.unit} (interpolated)" if at >= 100 else f"{at:.3g} {x.unit} (interpolated)"
-            return f"Break-even: {name} beats {base_name} " + (f"from {where} on." if after < 1 else f"up to {where}.")
-    return ""

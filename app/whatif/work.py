@@ -24,6 +24,7 @@ from planner.migrate import Migration
 from planner.placement import FloatArray
 from planner.routing_report import RoutingReport
 from planner.simulate import Simulation
+from planner.timing import plain
 from topologies import Cluster
 from topologies.catalog import load_system
 from topologies.lint import Finding, lint
@@ -117,7 +118,7 @@ def fast_plan(case: Case) -> Solution:
 @kept
 def moved(plan: Planned, case: Case) -> Prediction:
     """Predict a plan, as it is, under another case with the same ranks and experts."""
-    asked = Predicted("A's plan, as it is", case, plan.solution.placements, plan.solution.exchange)
+    asked = Predicted("A's plan, as it is", case, plan.solution.placements, plain(plan.solution.exchange))
     prediction: Prediction = _asked(asked)
     return prediction
 
@@ -133,7 +134,8 @@ def migrated(plan: Planned, other: Planned) -> Migration:
 @kept
 def simulation(plan: Planned, name: str, row: int, *, barriers: bool = False) -> Simulation:
     """Return the simulation of one layer under the plan or a baseline."""
-    done: Simulation = _asked(Simulated(plan.case, plan.placements(name)[row], row, plan.solution.exchange, barriers))
+    exchange = plain(plan.solution.exchange)
+    done: Simulation = _asked(Simulated(plan.case, plan.placements(name)[row], row, exchange, barriers))
     return done
 
 

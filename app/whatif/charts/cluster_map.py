@@ -135,7 +135,7 @@ def _draw_cables(
 ) -> None:
     names = cluster.wiring.node_names
     lines: dict[int, tuple[list[float | None], list[float | None]]] = {}
-    middles: list[tuple[float, float, str, float]] = []
+    hovered: list[tuple[float, float, str, float]] = []
     for cable in cables:
         part = float(max(part_N[cable.links]))
         if part <= 0 and cluster.link_kinds[cable.links[0]] in ("qpi", "c2c", "local"):
@@ -144,17 +144,16 @@ def _draw_cables(
         line = lines.setdefault(0 if part <= 0 else 1 + min(int(part * STEPS), STEPS - 1), ([], []))
         line[0].extend([*xs, None])
         line[1].extend([*ys, None])
-        middle = len(xs) // 2
-        at = (xs[middle], ys[middle]) if len(xs) > 2 else ((xs[0] + xs[1]) / 2, (ys[0] + ys[1]) / 2)
-        middles.append((*at, _words(cluster, cable, part_N, use), part))
+        words = _words(cluster, cable, part_N, use)
+        hovered += [(*_along(xs, ys, at), words, part) for at in (0.25, 0.5, 0.75)]
     for step, (xs_, ys_) in sorted(lines.items()):
         colour, width = (BAND, 1.0) if step == 0 else (use_colour((step - 0.5) / STEPS), 1.6 + 3.4 * step / STEPS)
         drawn.add_scatter(x=xs_, y=ys_, mode="lines", line={"color": colour, "width": width}, hoverinfo="skip",
                           showlegend=False)  # fmt: skip
     drawn.add_scatter(
-        x=[m[0] for m in middles], y=[m[1] for m in middles], text=[m[2] for m in middles], mode="markers",
+        x=[at[0] for at in hovered], y=[at[1] for at in hovered], text=[at[2] for at in hovered], mode="markers",
         hovertemplate="%{text}<extra></extra>", showlegend=False,
-        marker={"size": 9, "opacity": 0, "color": [100 * m[3] for m in middles], "cmin": 0, "cmax": 100,
+        marker={"size": 9, "opacity": 0, "color": [100 * at[3] for at in hovered], "cmin": 0, "cmax": 100,
                 "colorscale": [list(stop) for stop in USE], "showscale": True,
                 "colorbar": scale_bar("% of the layer's time at work")},
     )  # fmt: skip
@@ -184,6 +183,12 @@ def _way(a: tuple[float, float], b: tuple[float, float]) -> tuple[list[float], l
     return (a[0] + (b[0] - a[0]) * t).tolist(), (a[1] + outward * np.sin(np.pi * t)).tolist()
 
 
+def _along(xs: Sequence[float], ys: Sequence[float], part: float) -> tuple[float, float]:
+    """Return the point of a way that lies behind a part of its steps."""
+    at = np.linspace(0, 1, len(xs))
+    return float(np.interp(part, at, xs)), float(np.interp(part, at, ys))
+
+
 def _words(cluster: Cluster, cable: _Cable, part_N: Any, use: LinkUse) -> str:
     """Say what both directions of a cable carry."""
     first = cluster.links[cable.links[0]]
@@ -191,7 +196,7 @@ def _words(cluster: Cluster, cable: _Cable, part_N: Any, use: LinkUse) -> str:
     for index in cable.links:
         link = cluster.links[index]
         said.append(
-            f"{link.source} to {link.target}: dispatch {use.dispatch_bytes_N[index] / 1e6:,.2f} MB, "
+            f"{link.source} to {link.target}, predicted: dispatch {use.dispatch_bytes_N[index] / 1e6:,.2f} MB, "
             f"combine {use.combine_bytes_N[index] / 1e6:,.2f} MB; at work {use.busy_us_N[index]:,.1f} us "
             f"({part_N[index]:.0%})"
         )

@@ -8,14 +8,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from app.whatif.charts.look import AMOUNT, GREY, LINES, SEVERAL, VERMILLION, figure
-from app.whatif.sweeps import Knob, Row, against_first, pareto, planned
+from app.whatif.charts.look import AMOUNT, BETTER_WORSE, GREY, LINES, SEVERAL, VERMILLION, figure, log_axis
+from app.whatif.findings import against_first, competing, pareto
+from app.whatif.sweeps import Knob, Row, planned
 
 AGAINST = "against"
+ROOM_FOR_LINES = 64  # above the plot: a long legend under the buttons
 METRICS = {
     "layer_us": ("time per layer, us", ",.1f"),
     "us_per_token": ("time of all MoE layers per token of a rank, us", ",.3f"),
-    AGAINST: ("time per token against the first line, %", "+.2f"),
+    AGAINST: ("time per token against {first}, %", "+.2f"),
     "imbalance": ("imbalance, max / mean over ranks", ".3f"),
     "weights_gb": ("expert weights per rank, GB", ",.2f"),
 }
@@ -23,9 +25,9 @@ METRICS = {
 
 def lines(rows: Sequence[Row], x: Knob, y: Knob | None, metric: str, origin: str) -> go.Figure:
     """Draw a metric over the first knob, a line for every value of the second."""
-    title, digits = METRICS[metric]
+    title, digits = title_of(rows, y, metric), METRICS[metric][1]
     value_of = _reader(rows, metric)
-    drawn = figure(400)
+    drawn = figure(400, margin_t=ROOM_FOR_LINES)
     values = sorted({row.y for row in planned(rows)}, key=lambda value: value or 0.0)
     for turn, value in enumerate(values):
         line = sorted((row for row in planned(rows) if row.y == value), key=lambda row: row.x)
@@ -52,7 +54,7 @@ def lines(rows: Sequence[Row], x: Knob, y: Knob | None, metric: str, origin: str
 
 def heat(rows: Sequence[Row], x: Knob, y: Knob, metric: str, origin: str) -> go.Figure:
     """Draw a metric over both knobs."""
-    title, digits = METRICS[metric]
+    title, digits = title_of(rows, y, metric), METRICS[metric][1]
     value_of = _reader(rows, metric)
     xs, ys = sorted({row.x for row in rows}), sorted({row.y for row in rows if row.y is not None})
     z = np.full((len(ys), len(xs)), np.nan)
@@ -61,13 +63,20 @@ def heat(rows: Sequence[Row], x: Knob, y: Knob, metric: str, origin: str) -> go.
             z[ys.index(row.y), xs.index(row.x)] = value_of(row)
     drawn = figure(150 + 46 * len(ys))
     drawn.add_heatmap(
-        z=z, x=[x.show(value) for value in xs], y=[y.show(value) for value in ys], colorscale=AMOUNT, xgap=2, ygap=2,
+        z=z, x=[x.show(value) for value in xs], y=[y.show(value) for value in ys], xgap=2, ygap=2,
+        colorscale=BETTER_WORSE if metric == AGAINST else AMOUNT, zmid=0 if metric == AGAINST else None,
         texttemplate=f"%{{z:{digits}}}", hoverongaps=False, showscale=False,
         hovertemplate=f"%{{x}}, %{{y}}: %{{z:{digits}}} ({origin})<extra></extra>",
     )  # fmt: skip
     drawn.update_xaxes(type="category", title=f"{title} ({origin})", side="bottom")
     drawn.update_yaxes(type="category")
     return drawn
+
+
+def title_of(rows: Sequence[Row], y: Knob | None, metric: str) -> str:
+    """Return what a metric is called, with its unit."""
+    first = min((row.y for row in planned(rows) if row.y is not None), default=0.0)
+    return METRICS[metric][0].format(first="" if y is None else y.show(first))
 
 
 def _reader(rows: Sequence[Row], metric: str) -> Callable[[Row], float]:
@@ -79,23 +88,26 @@ def _reader(rows: Sequence[Row], metric: str) -> Callable[[Row], float]:
 
 
 def front(rows: Sequence[Row], x: Knob, y: Knob | None, origin: str) -> go.Figure:
-    """Draw memory against time per token: all points, and those that no other beats in both."""
+    """Draw memory against time per token: all points, and of each load those that no other beats in both."""
 
     def words(row: Row) -> str:
         return x.show(row.x) + ("" if y is None or row.y is None else f", {y.show(row.y)}")
 
-    drawn = figure(400)
-    best, everything = pareto(rows), planned(rows)
-    for name, group, mode, colour in (
-        ("points", everything, "markers", GREY),
-        ("Pareto front", best, "lines+markers", VERMILLION),
-    ):
-        drawn.add_scatter(
-            x=[row.weights_gb for row in group], y=[row.us_per_token for row in group], name=name, mode=mode,
-            text=[words(row) for row in group], marker={"size": 9, "color": colour},
-            line={"color": colour, "shape": "hv", "width": 2},
-            hovertemplate=f"%{{text}}<br>%{{x:,.2f}} GB, %{{y:,.3f}} us per token ({origin})<extra></extra>",
-        )  # fmt: skip
+    drawn = figure(400, margin_t=ROOM_FOR_LINES)
+    groups = competing(rows, x, y)
+    for turn, (load, group) in enumerate(groups.items()):
+        colour = SEVERAL[turn % len(SEVERAL)] if load else VERMILLION
+        name = load or "Pareto front"
+        for part, mode, fill in ((group, "markers", GREY), (pareto(group), "lines+markers", colour)):
+            drawn.add_scatter(
+                x=[row.weights_gb for row in part], y=[row.us_per_token for row in part], name=name, mode=mode,
+                text=[words(row) for row in part], marker={"size": 9, "color": fill}, showlegend=mode != "markers",
+                line={"color": colour, "dash": LINES[turn % len(LINES)], "shape": "hv", "width": 2},
+                hovertemplate=f"%{{text}}<br>%{{x:,.2f}} GB, %{{y:,.3f}} us per token ({origin})<extra></extra>",
+            )  # fmt: skip
+    drawn.update_layout(showlegend=True)
     drawn.update_xaxes(title="expert weights per rank, GB (exact)")
-    drawn.update_yaxes(title=f"us per token, all MoE layers ({origin})")
+    times_us = [row.us_per_token for row in planned(rows)]
+    scale = log_axis(min(times_us), max(times_us)) if len(groups) > 1 else {}
+    drawn.update_yaxes(title=f"us per token, all MoE layers ({origin})", **scale)
     return drawn

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
-from app.whatif.charts.look import BAND, BLUE, SKY, figure
+from app.whatif.charts.look import BAND, BLUE, VERMILLION, figure
 from planner import Routing
 
 
@@ -17,7 +17,7 @@ def load_curve(routing: Routing) -> go.Figure:
     drawn = figure(230)
     for name, load_E, colour, dash in (
         ("mean of layers", load_LE.mean(axis=0), BLUE, "solid"),
-        (f"layer {routing.layers[worst]}, the most skewed", load_LE[worst], SKY, "dash"),
+        (f"layer {routing.layers[worst]}, the most skewed", load_LE[worst], VERMILLION, "dash"),
     ):
         drawn.add_scatter(
             x=np.arange(1, len(load_E) + 1), y=load_E, name=name, mode="lines",
@@ -26,5 +26,5 @@ def load_curve(routing: Routing) -> go.Figure:
         )  # fmt: skip
     drawn.add_hline(y=1, line={"color": BAND, "width": 1})
     drawn.update_xaxes(title="experts, busiest first")
-    drawn.update_yaxes(title="load / mean", rangemode="tozero")
+    drawn.update_yaxes(title="load / mean (counted)", rangemode="tozero")
     return drawn

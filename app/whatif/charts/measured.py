@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
-from app.whatif.charts.look import BAND, BLUE, GREY, PHASES, SEVERAL, VERMILLION, figure
+from app.whatif.charts.look import BAND, BLUE, GREY, PHASES, SEVERAL, VERMILLION, figure, log_axis
 from app.whatif.reports import PhaseRow, Report
 
 
@@ -30,7 +30,7 @@ def phase_bars(report: Report) -> go.Figure:
     ):
         drawn.add_bar(x=phases, y=values, name=name, marker_color=colour, error_y=bars,
                       hovertemplate="%{x}: %{y:,.1f} us (" + name + ")<extra></extra>")  # fmt: skip
-    drawn.update_yaxes(title="mean time, us (bars: predicted, measured)")
+    drawn.update_yaxes(title="mean time of a phase, us")
     return drawn
 
 
@@ -56,8 +56,9 @@ def scatter(report: Report) -> go.Figure:
     for factor, dash in ((1.0, "solid"), (1.1, "dot"), (0.9, "dot")):
         drawn.add_scatter(x=ends, y=[factor * end for end in ends], mode="lines", showlegend=False, hoverinfo="skip",
                           line={"color": BAND, "dash": dash})  # fmt: skip
-    drawn.update_xaxes(title="measured, us", type="log", dtick=1)
-    drawn.update_yaxes(title="predicted, us (dotted: 10 % off)", type="log", dtick=1)
+    axis = log_axis(0.9 * ends[0], 1.1 * ends[1])
+    drawn.update_xaxes(title="measured, us", **axis)
+    drawn.update_yaxes(title="predicted, us (dotted: 10 % off)", **axis)
     return drawn
 
 

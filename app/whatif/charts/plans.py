@@ -33,7 +33,7 @@ def time_bars(predictions: Sequence[Prediction], origin: str, *, against_best: b
         cliponaxis=False,
     )  # fmt: skip
     drawn.update_yaxes(autorange="reversed")
-    drawn.update_xaxes(title=f"time per layer, us ({origin})", range=[0, max(total) * 1.22])
+    drawn.update_xaxes(title=f"time per layer, mean of all, us ({origin})", range=[0, max(total) * 1.22])
     return drawn
 
 
@@ -47,7 +47,7 @@ def rank_load(load_R_of: Mapping[str, FloatArray], origin: str) -> go.Figure:
             hovertemplate=f"{name}, rank %{{x}}: %{{customdata:,.0f}} pairs, %{{y:.3f}} of the mean<extra></extra>",
         )  # fmt: skip
     drawn.add_hline(y=1, line={"color": BAND, "width": 1})
-    drawn.update_xaxes(title="rank")
+    drawn.update_xaxes(title="rank (mean of all layers)")
     drawn.update_yaxes(title=f"token-expert pairs / mean ({origin})", rangemode="tozero")
     return drawn
 
@@ -91,7 +91,7 @@ def replicas(placement: Placement, load_E: FloatArray, host_R: IntArray) -> go.F
     """Draw which ranks hold copies of the experts with several, the busiest experts first, by the share of each."""
     several = np.flatnonzero(placement.copies_E > 1)
     shown = several[np.argsort(-load_E[several], kind="stable")][:MAX_REPLICATED]
-    drawn = figure(130 + max(10 * len(shown), 300))
+    drawn = figure(90 + max(15 * len(shown), 320))
     row_of = {int(expert): row for row, expert in enumerate(shown)}
     share = np.full((len(shown), placement.num_ranks), np.nan)
     for expert, rank, part_D in zip(placement.expert_S, placement.rank_S, placement.share_DS.T, strict=True):
@@ -105,5 +105,5 @@ def replicas(placement: Placement, load_E: FloatArray, host_R: IntArray) -> go.F
     for edge in np.flatnonzero(np.diff(host_R)) + 0.5:
         drawn.add_vline(x=edge, line={"color": BAND, "width": 1})
     drawn.update_xaxes(title="rank (lines between hosts)", range=[-0.5, placement.num_ranks - 0.5], showgrid=False)
-    drawn.update_yaxes(autorange="reversed", type="category", showgrid=False)
+    drawn.update_yaxes(autorange="reversed", type="category", showgrid=False, dtick=1, tickfont_size=11)
     return drawn

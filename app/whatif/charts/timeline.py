@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
-from app.whatif.charts.look import AMOUNT, PHASES, PURPLE, figure, scale_bar
+from app.whatif.charts.look import AMOUNT, PHASES, VERMILLION, figure, scale_bar
 from planner.placement import FloatArray
 from planner.simulate import Simulation
 
@@ -31,10 +31,11 @@ def rank_bars(simulation: Simulation, origin: str) -> go.Figure:
             + origin + ")<extra></extra>",
         )  # fmt: skip
     closed_us = simulation.closed_form.layer_us
-    drawn.add_scatter(
-        x=[closed_us, closed_us], y=[-0.6, R - 0.4], mode="lines", name=f"closed form: {closed_us:,.1f} us",
-        line={"color": PURPLE, "dash": "dash", "width": 2.5}, hoverinfo="skip",
-    )  # fmt: skip
+    for colour, dash, width in (("white", "solid", 5.0), (VERMILLION, "dash", 3.0)):  # white sets it off from the bars
+        drawn.add_scatter(
+            x=[closed_us, closed_us], y=[-0.6, R - 0.4], mode="lines", name=f"closed form: {closed_us:,.1f} us",
+            line={"color": colour, "dash": dash, "width": width}, hoverinfo="skip", showlegend=colour == VERMILLION,
+        )  # fmt: skip
     drawn.update_xaxes(title=f"us from the start of the layer ({origin})", rangemode="tozero")
     drawn.update_yaxes(title="rank", range=[R - 0.4, -0.6], dtick=1 if R <= 40 else 8)
     return drawn

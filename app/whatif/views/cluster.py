@@ -7,9 +7,10 @@ import streamlit as st
 
 from app.whatif import work
 from app.whatif.charts.cluster_map import cluster_map, hosts_shown
-from app.whatif.frame import current, footnote, origin_of, plain, show
+from app.whatif.frame import current, footnote, origin_of, show
 from app.whatif.parts import chart, figures, layer_choice, plan_choice, table
 from app.whatif.state import Session
+from app.whatif.words import plain
 from app.whatif.work import Planned
 from topologies.graph import KIND_NAMES
 
@@ -25,7 +26,8 @@ def page(mine: Session) -> None:
         name = plan_choice(plan, "cluster")
     with columns[1]:
         row = layer_choice(plan, "cluster")
-    done, use = work.simulation(plan, name, row), work.links(plan, name, row)
+    with st.spinner("Simulating ..."):
+        done, use = work.simulation(plan, name, row), work.links(plan, name, row)
     hosts, first = hosts_shown(cluster), 0
     if len(hosts) < cluster.spec.num_hosts:
         last = cluster.spec.num_hosts - len(hosts)
@@ -36,8 +38,8 @@ def page(mine: Session) -> None:
     figures(
         ("layer", f"{done.layer_us:,.1f} us", f"{origin}, simulated", "Messages share links fairly; see Timeline."),
         (
-            "busiest link at work", "-" if busiest is None else f"{use.busy_us_N[busiest] / done.layer_us:.0%} of it",
-            origin, "" if busiest is None else _link(plan, busiest),
+            "busiest link at work", "-" if busiest is None else f"{use.busy_us_N[busiest] / done.layer_us:.0%}",
+            f"{origin}, of the layer's time", "" if busiest is None else _link(plan, busiest),
         ),
         ("bytes on all links", f"{(use.dispatch_bytes_N + use.combine_bytes_N).sum() / 1e9:,.3g} GB", origin,
          "Dispatch and combine; a byte counts on every link that it crosses."),
@@ -57,7 +59,7 @@ def page(mine: Session) -> None:
 
 def _link(plan: Planned, index: int) -> str:
     link = plan.case.cluster.links[index]
-    return f"{KIND_NAMES[link.kind]} {link.source} to {link.target}"
+    return f"{KIND_NAMES[link.kind]}: {link.source} to {link.target}"
 
 
 def _busiest(plan: Planned, name: str, row: int) -> None:
@@ -86,6 +88,8 @@ def _findings(plan: Planned) -> None:
     found = work.linted(plan.case.whole, plan.case.settings.system)
     if not found:
         st.success("Nothing to find fault with: hosts are even, every GPU has its NIC.", icon=":material/check_circle:")
+    if lost := plan.case.settings.lost:
+        st.info(f"That is of the whole cluster; lost are {plain(', '.join(lost))}.", icon=":material/link_off:")
     for finding in found:
         cost = "" if finding.cost_gbps is None else f" Costs {finding.cost_gbps:.3g} GB/s per GPU (computed)."
         st.warning(

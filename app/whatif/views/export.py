@@ -8,10 +8,11 @@ from urllib.parse import urlencode, urlsplit
 
 import streamlit as st
 
-from app.whatif.frame import current, footnote, is_upload, plain, show
+from app.whatif.frame import current, footnote, is_upload, show
 from app.whatif.parts import figures
 from app.whatif.reproduce import CLUSTER_FILE, PLAN_FILE, Reproduction, reproduce
 from app.whatif.state import Session
+from app.whatif.words import in_the_app, plain
 from app.whatif.work import Planned
 from planner.exporters import TARGETS, export_plan
 from topologies.cluster_file import dump_spec
@@ -31,9 +32,9 @@ def page(mine: Session) -> None:
         ("plan", "fast" if plan.found is None else "searched", made.document.exchange, "Search on the page Plan."),
     )  # fmt: skip
     left, right = st.columns(2, gap="medium")
-    with left.container(border=True):
+    with left.container(border=True, height="stretch"):
         _files(plan, made)
-    with right.container(border=True):
+    with right.container(border=True, height="stretch"):
         _engines(plan, made)
     with st.container(border=True):
         _commands(made)
@@ -70,7 +71,11 @@ def _engines(plan: Planned, made: Reproduction) -> None:
             made.document, target, lossy=(plan.workload, plan.case.profile) if lossy else None, name="This plan"
         )
     except BadInput as error:
-        st.warning(plain(str(error)), icon=":material/block:")
+        st.warning(plain(in_the_app(str(error))), icon=":material/block:")
+        if "--engine-compatible" in str(error):
+            st.caption(
+                "`--engine-compatible` goes with the command below: every serving engine loads such a plan as it is."
+            )
         return
     name = f"epplan-{target}{_ending(TARGETS[target].summary)}"
     st.download_button(f"{name} ({len(exported.data) / 1e3:,.0f} kB)", exported.data, name, key="download engine",

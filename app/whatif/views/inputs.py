@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import streamlit as st
 
 from app.whatif import choose, work
 from app.whatif.cases import Case, load_model_of
 from app.whatif.charts.inputs import load_curve
-from app.whatif.frame import current, footnote, plain, show
+from app.whatif.frame import current, footnote, show
 from app.whatif.parts import chart, image_choice, table
 from app.whatif.state import Session
+from app.whatif.words import plain
 from planner import MoEModel
+from topologies.errors import EpplanError
 
 
 def page(mine: Session) -> None:
@@ -22,7 +26,8 @@ def page(mine: Session) -> None:
             st.subheader(title, anchor=False)
             choice(mine)
             if title == "Model":
-                _model_facts(load_model_of(mine.settings, mine.uploads))
+                with suppress(EpplanError):  # said below, when all that can be chosen is there to mend it
+                    _model_facts(load_model_of(mine.settings, mine.uploads))
     with st.container(border=True):
         st.subheader("Step and plan", anchor=False)
         choose.step(mine)
@@ -54,7 +59,7 @@ def _cluster_facts(case: Case) -> None:
             {"figure": "bisection, GB/s", "value": f"{found['bisection_gbps']:,.0f}", "is": "computed"},
             {"figure": "uniform all-to-all, GB/s per GPU", "value": "-" if rate is None else f"{rate:,.3g}",
              "is": "computed"},
-            {"figure": f"weights of {case.slots_per_rank} slots, GB of {memory:,.0f}", "value": f"{weights:,.3g}",
+            {"figure": f"weights of {case.slots_per_rank} slots, of {memory:,.0f} GB", "value": f"{weights:,.3g}",
              "is": "exact"},
         ],
         "cluster-facts",
@@ -85,4 +90,4 @@ def _routing_facts(case: Case) -> None:
         st.caption(plain(reason))
 
 
-show(page)
+show(page, on_inputs=True)

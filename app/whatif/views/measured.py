@@ -8,11 +8,12 @@ from pathlib import Path
 import streamlit as st
 
 from app.whatif.charts.measured import phase_bars, scatter
-from app.whatif.frame import plain, show
+from app.whatif.frame import show
 from app.whatif.parts import chart, figures, table
 from app.whatif.reports import Report
 from app.whatif.state import Session
 from app.whatif.uploads import ENDINGS, LIMIT_MB
+from app.whatif.words import plain
 from topologies.errors import EpplanError
 from topologies.files import read_bytes
 
@@ -97,6 +98,9 @@ def _report(report: Report) -> None:
     with right:
         chart(scatter(report), "measured-scatter", "Predicted against measured, every phase of every case")
     st.caption(f"Predictions: {plain(report.provenance)}. Bars of the measurement: {report.spread}.")
+    st.subheader("Errors by phase", anchor=False)
+    _errors(report)
+    st.subheader("Every phase", anchor=False)
     _phases(report)
     if report.links:
         _links(report)
@@ -106,6 +110,29 @@ def _report(report: Report) -> None:
 
 def _percent(errors: list[float], part: float) -> str:
     return f"{errors[min(int(part * len(errors)), len(errors) - 1)]:.1%}" if errors else "-"
+
+
+def _errors(report: Report) -> None:
+    """Say for every exchange and phase how far predictions were off."""
+    groups: dict[tuple[str, str], list[float]] = {}
+    for row in report.phases:
+        errors = groups.setdefault((row.exchange, row.phase), [])
+        if row.error is not None:
+            errors.append(row.error)
+    table(
+        [
+            {
+                "exchange": exchange,
+                "phase": phase,
+                "compared": len(errors),
+                "median |error|": _percent(sorted(map(abs, errors)), 0.5),
+                "largest |error|": _percent(sorted(map(abs, errors)), 1.0),
+                "mean predicted / measured": f"{1 + sum(errors) / len(errors):.3f}" if errors else "not predicted",
+            }
+            for (exchange, phase), errors in groups.items()
+        ],
+        "measured-errors",
+    )
 
 
 def _phases(report: Report) -> None:

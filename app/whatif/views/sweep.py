@@ -7,13 +7,15 @@ import math
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from app.whatif.charts.grids import AGAINST, METRICS, front, heat, lines
-from app.whatif.frame import current, plain, show
+from app.whatif.charts.grids import AGAINST, METRICS, front, heat, lines, title_of
+from app.whatif.findings import findings
+from app.whatif.frame import current, show
 from app.whatif.jobs import Job
 from app.whatif.panels import REFRESH_S, watch
 from app.whatif.parts import chart, table
 from app.whatif.state import Grid, Session
-from app.whatif.sweeps import KNOBS, MAX_POINTS, Knob, Row, findings, make_points, planned
+from app.whatif.sweeps import KNOBS, MAX_POINTS, Knob, Point, Row, make_points, planned
+from app.whatif.words import plain
 from app.whatif.work import Planned
 from app.whatif.worker import Sweep
 from planner.provenance import weakest
@@ -24,7 +26,7 @@ EFFORTS = {"fast plans": 0.0, "search 2 s each": 2.0, "search 10 s each": 10.0}
 QUESTIONS = {
     "Is redundancy worth its memory?": ("tokens", "slots"),
     "Would a faster network pay?": ("nic_gbps", NONE),
-    "Would a larger EP pay?": ("hosts", NONE),
+    "Would a larger EP pay?": ("tokens", "hosts"),
 }
 
 
@@ -56,11 +58,22 @@ def _choose(mine: Session, plan: Planned) -> None:
     ys = "" if y is None else _values(columns[3], y, plan, "Its values")
     effort = columns[4].selectbox("Effort", list(EFFORTS), key="sweep effort")
     if columns[5].button("Run", type="primary", icon=":material/play_arrow:", width="stretch", key="run sweep"):
-        grid = Grid(x, y, mine.settings)
-        points = make_points(mine.settings, mine.uploads, x, _numbers(xs, x), y, _numbers(ys, y) if y else ())
-        mine.grid = grid
+        try:
+            points = _points(mine, x, xs, y, ys)
+        except BadInput as error:
+            st.error(plain(str(error)), icon=":material/error:")
+            return
+        mine.grid = Grid(x, y, mine.settings)
         mine.begin("sweep", Job(f"Sweep of {len(points)} points", Sweep(points, EFFORTS[effort]), plan.case.key))
         st.rerun()
+
+
+def _points(mine: Session, x: Knob, xs: str, y: Knob | None, ys: str) -> tuple[Point, ...]:
+    """Return the points of a grid; raises BadInput where a list is none, or they are too many."""
+    at_x, at_y = _numbers(xs, x), _numbers(ys, y) if y else []
+    if len(at_x) * max(len(at_y), 1) > MAX_POINTS:
+        raise BadInput(f"{len(at_x)} x {max(len(at_y), 1)} values are over the {MAX_POINTS} points of a sweep")
+    return make_points(mine.settings, mine.uploads, x, at_x, y, at_y)
 
 
 def _asked() -> None:
@@ -104,8 +117,6 @@ def _numbers(text: str, knob: Knob) -> list[float]:
         found.append(number)
     if not found:
         raise BadInput(f"values of {knob.label}: the list is empty; give numbers with commas between")
-    if len(found) > MAX_POINTS:
-        raise BadInput(f"values of {knob.label}: {len(found)} values, over the limit of {MAX_POINTS} points")
     return sorted(set(found))
 
 
@@ -122,44 +133,54 @@ def _results(job: Job, grid: Grid) -> None:
     origin = f"predicted, {weakest(row.provenance for row in planned(rows))}"
     names = [name for name in METRICS if name != AGAINST or grid.y is not None]
     metric = st.segmented_control(
-        "Shown", names, format_func=lambda name: METRICS[name][0].split(",")[0], required=True,
+        "Shown", names, format_func=lambda name: title_of(rows, grid.y, name).rpartition(",")[0], required=True,
         default="layer_us" if grid.y is None else AGAINST, key=f"metric {grid.x.field} {grid.y}",
     )  # fmt: skip
-    left, right = st.columns(2, gap="medium")
+    memories = {round(row.weights_gb, 3) for row in planned(rows)}
+    left, right = st.columns(2, gap="medium") if len(memories) > 1 else (st.container(), None)
     with left:
         chart(lines(rows, grid.x, grid.y, metric, origin), "sweep", "The metric over the first knob")
-    with right:
-        chart(front(rows, grid.x, grid.y, origin), "pareto", "Memory against time per token, with the Pareto front")
+    if right is None:
+        st.caption(f"Memory is the same at every point: {memories.pop():,.2f} GB of expert weights per rank (exact).")
+    else:
+        with right:
+            chart(front(rows, grid.x, grid.y, origin), "pareto", "Memory against time per token, with the Pareto front")
+            st.caption("Coloured: Pareto front of each load. Grey: another needs no more memory and time.")
     if job.progress.over:
         for sentence in findings(rows, grid.x, grid.y):
-            st.markdown(f":material/lightbulb: {plain(sentence)} ({origin})")
+            st.markdown(f":material/lightbulb: {plain(sentence)} :gray[({origin})]")
     if grid.y is not None:
         chart(heat(rows, grid.x, grid.y, metric, origin), "sweep-heat", "The metric over both knobs")
-    _table(rows, grid)
+    _table(rows, grid, origin)
 
 
-def _table(rows: list[Row], grid: Grid) -> None:
+def _table(rows: list[Row], grid: Grid, origin: str) -> None:
+    swept = {knob.field for knob in (grid.x, grid.y) if knob is not None}
+    remarks = any(row.problem or row.note for row in rows)
+    st.subheader(f"All points ({origin})", anchor=False)
     table(
         [
             {
                 grid.x.label: row.x,
                 **({} if grid.y is None else {grid.y.label: row.y}),
                 "ranks": row.ranks,
-                "slots per rank": row.slots,
+                **({} if "slots" in swept else {"slots per rank": row.slots}),
                 "exchange": row.exchange,
                 "layer us, predicted": round(row.layer_us, 1),
                 "dispatch us, predicted": round(row.dispatch_us, 1),
                 "compute us, predicted": round(row.compute_us, 1),
                 "combine us, predicted": round(row.combine_us, 1),
-                "us per token, predicted": round(row.us_per_token, 4),
+                "us per token, predicted": round(row.us_per_token, 3),
                 "imbalance": round(row.imbalance, 3),
-                "weights per rank, GB": round(row.weights_gb, 3),
-                "remark": row.problem or row.note,
+                "GB per rank": round(row.weights_gb, 3),
+                **({"remark": row.problem or row.note} if remarks else {}),
             }
             for row in rows
         ],
         "sweep",
+        said="predicted",
     )
+    st.caption("Times of a layer: means; per token: of all MoE layers, for each token of a rank. GB of expert weights.")
 
 
 show(page)

@@ -11,12 +11,13 @@ from streamlit.delta_generator import DeltaGenerator
 from app.whatif import work
 from app.whatif.cases import Case, holding_all
 from app.whatif.charts.plans import time_bars
-from app.whatif.frame import current, footnote, plain, show
+from app.whatif.frame import current, footnote, show
 from app.whatif.knobs import knobs
 from app.whatif.panels import search_panel
 from app.whatif.parts import chart, figures, table
 from app.whatif.settings import Settings
 from app.whatif.state import Session
+from app.whatif.words import in_the_app, plain
 from app.whatif.work import Planned
 from planner import Prediction, Workload
 from planner.migrate import pay_back_steps
@@ -37,14 +38,13 @@ def page(mine: Session) -> None:
         if not changes:
             st.info("B is A as long as no knob is moved. Try faster NICs, a lost host, or fewer tokens.",
                     icon=":material/tune:")  # fmt: skip
-            chart(
-                time_bars(_named({"A": a.prediction}), f"predicted, {a.prediction.provenance}"), "what-if", "Time of A"
-            )
+            bars = time_bars(_named({"A": a.prediction}), f"predicted, {a.prediction.provenance}", against_best=False)
+            chart(bars, "what-if", "Time of A")
             return
         try:
             _compare(mine, a, work.case_of(mine, mine.other))
         except EpplanError as error:
-            st.error(f"**B cannot be.** {plain(str(error))}", icon=":material/error:")
+            st.error(f"**B cannot be.** {plain(in_the_app(str(error)))}", icon=":material/error:")
     footnote(a)
 
 

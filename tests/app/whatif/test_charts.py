@@ -9,7 +9,7 @@ import pytest
 
 from app.whatif.cases import make_case
 from app.whatif.charts import cluster_map, grids, inputs, measured, plans, timeline
-from app.whatif.charts.look import PHASES, PLANS, USE, use_colour
+from app.whatif.charts.look import PHASES, PLANS, USE, in_ink, log_axis, use_colour
 from app.whatif.reports import read_report
 from app.whatif.settings import POWER_LAW, Settings
 from app.whatif.sweeps import KNOBS, Row
@@ -52,6 +52,38 @@ def test_the_scale_of_use_is_seen_on_white_and_on_black():
         assert (luminance + 0.05) / 0.05 > 3.0
     assert use_colour(-1) == USE[0][1].lower()
     assert use_colour(2) == USE[-1][1].lower()
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_is_read_on_its_paper(dark):
+    """On the theme's papers, #ffffff and #191917, with the contrast that WCAG 2.1 asks of small text (4.5)."""
+    paper = _lightness("#191917" if dark else "#ffffff")
+    for drawn in (
+        plans.time_bars(SOLUTION.predictions, "o"),
+        cluster_map.cluster_map(CASE.cluster, link_use(DONE, CASE.cluster), DONE.layer_us, [0]),
+        plans.layer_strip(SOLUTION.predictions, "o"),
+    ):
+        in_ink(drawn, dark=dark)
+        inks = {drawn.layout.font.color, drawn.layout.xaxis.tickfont.color, drawn.layout.yaxis.title.font.color}
+        inks |= {note.font.color for note in drawn.layout.annotations}
+        inks |= {trace.textfont.color for trace in drawn.data if getattr(trace, "mode", "") == "text"}
+        inks |= {trace.colorbar.tickfont.color for trace in drawn.data if trace.type == "heatmap"}
+        inks |= {trace.marker.colorbar.title.font.color for trace in drawn.data
+                 if trace.type == "scatter" and trace.marker.showscale}  # fmt: skip
+        low, high = sorted((paper, _lightness(inks.pop())))
+        assert not inks, "one ink"
+        assert (high + 0.05) / (low + 0.05) > 4.5
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(60, 700, ["100", "200", "500"]), (400_000, 1_200_000, ["500,000", "1,000,000"]), (11, 12, ["11", "12"]),
+     (0.5, 4000, ["1", "10", "100", "1,000"])],
+)  # fmt: skip
+def test_logarithmic_axes_have_whole_ticks(low, high, words):
+    axis = log_axis(low, high)
+    assert axis["ticktext"] == words
+    assert 10 ** axis["range"][0] < low < high < 10 ** axis["range"][1]
 
 
 def test_bars_hold_the_phases_of_every_plan():
@@ -116,8 +148,10 @@ def test_sweeps_in_all_metrics():
         assert [trace.name for trace in drawn.data] == ["8 slots", "9 slots"]
         assert [list(trace.x) for trace in drawn.data] == [[1.0, 2.0], [1.0, 2.0]]
         assert np.shape(grids.heat(rows, KNOBS["tokens"], KNOBS["slots"], metric, "o").data[0].z) == (2, 3)
-    front = grids.front(rows, KNOBS["tokens"], KNOBS["slots"], "o").data[1]
-    assert list(front.x) == [8.0]
+    fronts = [trace for trace in grids.front(rows, KNOBS["tokens"], KNOBS["slots"], "o").data if trace.showlegend]
+    assert [(trace.name, list(trace.x)) for trace in fronts] == [("1 tokens", [8.0]), ("2 tokens", [8.0])]
+    (front,) = [trace for trace in grids.front(rows, KNOBS["hosts"], KNOBS["slots"], "o").data if trace.showlegend]
+    assert (front.name, list(front.x), list(front.y)) == ("Pareto front", [8.0], [9.0])
     alone = [Row(1.0, None, layer_us=5.0, best_baseline_us=6.0)]
     assert [t.name for t in grids.lines(alone, KNOBS["tokens"], None, "layer_us", "o").data] == [
         "best plan",
@@ -130,7 +164,7 @@ def test_measured_and_routing(tmp_path):
     path.write_text(validation().model_dump_json())
     report = read_report(path, "x")
     bars = {trace.name: list(trace.y) for trace in measured.phase_bars(report).data}
-    assert bars == {"predicted": [95.0, 95.0], "measured": [95.0, 95.0]}
+    assert bars == {"predicted": [95.0, 95.0, None], "measured": [95.0, 95.0, 95.0]}
     assert len(measured.scatter(report).data) == 2 + 3
     curve = inputs.load_curve(CASE.routing).data[0]
     assert np.mean(curve.y) == pytest.approx(1.0)

@@ -20,7 +20,7 @@ def validation() -> ValidationReport:
         phases = tuple(
             Phase(phase=name, predicted_us=predicted, measured_us=measured, quartiles_us=(measured - 5, measured + 5),
                   predicted_us_by_rank=(predicted,), measured_us_by_rank=(measured,), bottleneck="nic")
-            for name in ("dispatch", "combine")
+            for name in ("dispatch", "combine", "compute")
         )  # fmt: skip
         links = (LinkBytes(link="nic h0/nic0 -> leaf0.0", predicted_bytes=1.1e6, counted_bytes=1e6),)
         return Case(plan=plan, layer=3, exchange="dedup", phases=phases, rows=10, links=links)
@@ -54,7 +54,8 @@ def test_a_validation_report(tmp_path):
     path = tmp_path / "x"
     path.write_text(validation().model_dump_json())
     report = read_report(path, "report.json")
-    first = report.phases[0]
+    first, compute = report.phases[0], report.phases[-1]
+    assert (compute.phase, compute.predicted_us, compute.error) == ("compute", None, None)  # no experts ran
     assert (first.plan, first.exchange, first.layer, first.phase) == ("linear", "dedup", 3, "dispatch")
     assert (first.predicted_us, first.measured_us, first.low_us, first.high_us) == (100, 110, 105, 115)
     assert first.error == pytest.approx(100 / 110 - 1)

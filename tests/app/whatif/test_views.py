@@ -107,6 +107,30 @@ def test_what_does_not_fit_is_one_line_on_every_page(page: str, query: dict[str,
     assert not tab.error
 
 
+@pytest.mark.parametrize(
+    "query",
+    [{"model": "nope"}, {"cluster": "nope:2"}, {"cluster": "hgx-h100:many"}, {"routing": "nope"}, {"profile": "nope"}],
+)
+def test_whatever_a_link_names_all_can_be_chosen_anew_on_inputs(query: dict[str, str]) -> None:
+    tab = opened("inputs", query=query)
+    assert "many" in texts(tab.error) or "nope" in texts(tab.error)
+    tab.selectbox(key="A catalog").set_value("hgx-h20").run()
+    tab.selectbox(key="A profile").set_value("h200").run()
+    tab.selectbox(key="A model").set_value("deepseek-v2-lite").run()
+    tab.button_group(key="A routing source").set_value("power-law").run()
+    assert not texts(fine(tab).error)
+
+
+def test_what_cannot_be_met_has_ways_out() -> None:
+    tab = opened("plan", query=LITE.but(slots=2, lost=("host0/gpu1",)).query())
+    assert '"Expert slots per rank" 10 or more' in texts(tab.error)
+    tab.button(key="way out With the lost parts back").click().run()
+    assert mine_of(tab).settings.lost == ()
+    tab.button(key="way out As many slots as experts need, and one spare").click().run()
+    assert not fine(tab).error
+    assert mine_of(tab).settings == LITE
+
+
 def test_a_broken_link_shows_the_defaults_and_says_so() -> None:
     tab = opened("plan", query={"tokens": "many"})
     assert mine_of(tab).settings == Settings()
@@ -272,6 +296,23 @@ def test_a_sweep_of_no_numbers_is_one_line(values: str, said: str) -> None:
     tab.text_input(key="values of slots").set_value(values).run()
     tab.button(key="run sweep").click().run()
     assert said in texts(fine(tab).error)
+    assert "No sweep yet" in texts(tab.info)
+
+
+def test_a_sweep_of_too_many_points_is_one_line() -> None:
+    tab = opened("sweep", Session(settings=LITE))
+    tab.text_input(key="values of slots").set_value(", ".join(map(str, range(8, 28)))).run()
+    tab.selectbox(key="sweep y").set_value("tokens").run()
+    tab.text_input(key="values of tokens").set_value("1, 2, 3, 4, 5, 6").run()
+    tab.button(key="run sweep").click().run()
+    assert "20 x 6 values are over the 100 points" in texts(fine(tab).error)
+    assert not mine_of(tab).jobs
+
+
+def test_the_linter_says_that_it_has_seen_the_lost_parts_too() -> None:
+    tab = opened("cluster", Session(settings=LITE.but(cluster="hgx-h100:2", lost=("host0/nic1",))))
+    assert "of the whole cluster; lost are host0/nic1." in texts(tab.info)
+    assert "lost are" not in texts(opened("cluster", Session(settings=LITE)).info)
 
 
 def test_the_timeline_with_and_without_barriers() -> None:
