@@ -9,16 +9,19 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from executor.cover import CoverTables, cover_slots
-from planner import Plan
 from planner.placement import IntArray, Placement, check_placement
 from planner.replica_choice import UNIT, copy_table, phase_E
 from topologies import BadInput, rail_peers
+
+if TYPE_CHECKING:
+    from planner import Plan  # needs more than a bare GPU machine has
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,19 +10,23 @@ solution = solve(workload, load_profile(), slots_of_ranks(model, cluster, 9, wor
 placements, `export_plan` writes what an engine loads, and `read_placement` with `import_plan` read it back.
 """
 
-from planner.assemble import assemble_plan
-from planner.exporters import export_plan
-from planner.importers import import_plan, read_placement
-from planner.model import MoEModel, load_model, model_names
+from importlib.util import find_spec
+
 from planner.placement import Placement
-from planner.plan import Plan, load_plan
-from planner.predict import Prediction, predict
-from planner.request import slots_of_ranks
-from planner.routing import Routing, load_routing
-from planner.solve import Solution, solve
-from planner.timing import TimingProfile, load_profile
-from planner.workload import Workload, build_workload
-from topologies import Cluster, load_cluster
+
+if find_spec("pydantic"):  # as in topologies
+    from planner.assemble import assemble_plan
+    from planner.exporters import export_plan
+    from planner.importers import import_plan, read_placement
+    from planner.model import MoEModel, load_model, model_names
+    from planner.plan import Plan, load_plan
+    from planner.predict import Prediction, predict
+    from planner.request import slots_of_ranks
+    from planner.routing import Routing, load_routing
+    from planner.solve import Solution, solve
+    from planner.timing import TimingProfile, load_profile
+    from planner.workload import Workload, build_workload
+    from topologies import Cluster, load_cluster
 
 __all__ = [
     "Cluster",

@@ -1,10 +1,15 @@
 """Hardware: the cluster graph, where it comes from, and how bytes travel on it. Imports none of the other packages."""
 
-from topologies.catalog import catalog_names
+from importlib.util import find_spec
+
 from topologies.errors import BadInput, EpplanError, Infeasible
-from topologies.graph import Cluster, Gpu, Link, Rank
-from topologies.load import load_cluster
-from topologies.routes import rail_peers, routes
+from topologies.rails import rail_peers
+
+if find_spec("pydantic"):  # a bare GPU machine, with torch and NumPy alone, still runs the layers: benchmarks/gpu.py
+    from topologies.catalog import catalog_names
+    from topologies.graph import Cluster, Gpu, Link, Rank
+    from topologies.load import load_cluster
+    from topologies.routes import routes
 
 __all__ = [
     "BadInput",

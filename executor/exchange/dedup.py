@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,7 +19,9 @@ from executor.exchange.row_sums import counts
 from executor.experts import SlotRows
 from executor.layout import LayerLayout
 from executor.transport import Transport
-from planner.timing import Exchange as ExchangeName
+
+if TYPE_CHECKING:
+    from planner.timing import Exchange as ExchangeName
 
 
 @dataclass(frozen=True, eq=False)

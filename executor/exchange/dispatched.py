@@ -6,14 +6,16 @@ Shapes: T tokens, K top_k, H hidden, N rows at this rank's experts, R ranks.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
 from executor.experts import SlotRows
 from executor.layout import LayerLayout
 from executor.transport import Transport
-from planner.timing import Exchange as ExchangeName
+
+if TYPE_CHECKING:
+    from planner.timing import Exchange as ExchangeName
 
 
 @dataclass(frozen=True)

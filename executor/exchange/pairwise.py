@@ -7,6 +7,7 @@ X = T * K pairs, P pairs that are not masked.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from executor.exchange.row_sums import counts, inverse_of, permuted, repeated, s
 from executor.experts import SlotRows
 from executor.layout import LayerLayout
 from executor.transport import Transport, exchanged
-from planner.timing import Exchange as ExchangeName
+
+if TYPE_CHECKING:
+    from planner.timing import Exchange as ExchangeName
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ U ranks of this domain, V slots of this domain.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,7 +23,9 @@ from executor.exchange.two_level_sizes import TwoLevelSizes
 from executor.experts import SlotRows
 from executor.layout import LayerLayout
 from executor.transport import Transport
-from planner.timing import Exchange as ExchangeName
+
+if TYPE_CHECKING:
+    from planner.timing import Exchange as ExchangeName
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.exchange_model import FloatArray
+from planner.placement import FloatArray
 
 IntArray = NDArray[np.int64]
 DRAWS = 24  # draws that stand for the expectation; benchmarks took 1 to 10

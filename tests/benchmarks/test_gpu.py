@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -75,3 +77,22 @@ def test_the_fit_finds_a_roofline():
     assert (fit["fitted_cases"], fit["predicted_cases"]) == (8, 8)
     assert fit["median_error"] < 0.05
     assert fit["largest_error"] < 0.25
+
+
+BARE = """
+import importlib.machinery as machinery, sys
+missing = {"click", "defusedxml", "highspy", "joblib", "pandas", "pulp", "pydantic", "rich", "scipy", "yaml"}
+find = machinery.PathFinder.find_spec
+machinery.PathFinder.find_spec = lambda name, *rest: None if name.split(".")[0] in missing else find(name, *rest)
+from benchmarks import gpu
+from benchmarks.on_gpu.shapes import SHAPES, slot_rows
+slot_rows(SHAPES[0], 8, "power_law_1.2")
+assert not missing & set(sys.modules), missing & set(sys.modules)
+print("needs torch and NumPy alone")
+"""
+
+
+def test_a_gpu_machine_needs_torch_and_numpy_alone():
+    """All that is measured imports without the packages that the planner needs."""
+    told = subprocess.run([sys.executable, "-c", BARE], capture_output=True, text=True, timeout=120, check=False)
+    assert told.stdout == "needs torch and NumPy alone\n", told.stderr
