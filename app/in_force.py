@@ -9,8 +9,10 @@ import numpy as np
 from planner import Cluster, Plan
 from planner.migrate import InForce
 from planner.placement import IntArray, Placement
+from planner.timing import plain
 from topologies import BadInput
 from topologies.build import build_cluster
+from topologies.groups import in_groups
 from topologies.without import split_without, without
 
 
@@ -27,7 +29,7 @@ def in_force(plan: Plan, name: str, cluster: Cluster, layers: tuple[int, ...], e
     if missing:
         raise BadInput(f"{name}: has no layer {missing[0]} ({len(missing)} of {len(layers)} layers are not in it)")
     placements = [replace(plan.placement(index_of[layer]), replica_choice="shares") for layer in layers]
-    return InForce(on_ranks(placements, _rank_before(plan, cluster), cluster.num_domains), plan.exchange)
+    return InForce(on_ranks(placements, _rank_before(plan, cluster), cluster.num_domains), plain(plan.exchange))
 
 
 def same_gpus(before: Cluster, cluster: Cluster) -> IntArray:
@@ -50,6 +52,7 @@ def _rank_before(plan: Plan, cluster: Cluster) -> IntArray:
         plan.check_cluster(cluster)
         return np.arange(cluster.num_ranks)
     before = without(replace(build_cluster(cluster.spec), name=base), lost)
+    before = in_groups(before, plan.cluster.ep_groups, plan.cluster.ep_stride)
     plan.check_cluster(before)
     return same_gpus(before, cluster)
 

@@ -22,6 +22,7 @@ from planner import (
 from planner.rank_speeds import RankSpeeds
 from topologies import BadInput
 from topologies.files import what_is_there
+from topologies.groups import in_groups
 from topologies.without import joined_name, split_without, without
 
 BUNDLED = Path(str(resources.files("planner"))) / "bundled" / "tiny_moe"
@@ -45,11 +46,13 @@ def load_inputs(
     *,
     lost: Sequence[str] = (),
     rank_speeds: RankSpeeds | None = None,
+    ep_groups: int = 1,
+    ep_stride: int = 1,
 ) -> Inputs:
     """Load what the user named; with nothing named, the bundled model, trace and cluster.
 
-    `lost` parts are taken out of the cluster, and the ranks that are left get their speeds. Raises BadInput where only
-    a part is named, since a bundled part would not belong to the user's.
+    `lost` parts are taken out of the cluster, what is left is divided into EP groups, and the ranks of a group get
+    their speeds. Raises BadInput where only a part is named, since a bundled part would not belong to the user's.
     """
     named = {"--model": model, "--routing": routing}
     missing = [option for option, value in named.items() if value is None]
@@ -60,7 +63,7 @@ def load_inputs(
         cluster = BUNDLED_CLUSTER if cluster is None else cluster
     if cluster is None:
         raise BadInput("--cluster is missing; a name such as hgx-h100:4, or a file (see: epplan topology show --help)")
-    machine = without(load_cluster(cluster), lost)
+    machine = in_groups(without(load_cluster(cluster), lost), ep_groups, ep_stride)
     if rank_speeds is not None:
         machine = rank_speeds.applied(machine)
     loaded_model = load_model(model)
@@ -106,7 +109,7 @@ def cluster_of_plan(plan: Plan, cluster: str | None) -> Cluster:
     try:
         name = plan.cluster.name if cluster is None else cluster
         lost = () if split_without(name)[1] else split_without(plan.cluster.name)[1]
-        machine = without(load_cluster(name), lost)
+        machine = in_groups(without(load_cluster(name), lost), plan.cluster.ep_groups, plan.cluster.ep_stride)
     except BadInput as error:
         if cluster is not None:
             raise

@@ -10,7 +10,8 @@ import click
 
 from planner.placement import REPLICA_CHOICES
 from planner.solve import OBJECTIVES
-from planner.timing import EXCHANGES, OVERLAPS, Exchange, Overlap
+from planner.timing import OVERLAPS, PLAN_EXCHANGES, Overlap, PlanExchange
+from topologies import BadInput
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class PlanOptions:
     engine_compatible: bool
     replica_choice: Literal["shares", "cover", "auto"]
     tokens_per_rank: float | None
-    exchange: Exchange | Literal["auto"]
+    exchange: PlanExchange | Literal["auto"]
     objective: Literal["time", "balance"]
     time_limit: float | None
     overlap: Overlap
@@ -37,12 +38,31 @@ class PlanOptions:
     max_moves: str | None
     move_cost: float | None
     without: tuple[str, ...]
+    ep_groups: int
+    ep_stride: int
     rank_speed: str | None
     survive: str | None
     seed: int
     workers: int | None
     output: str | None
     json_: bool
+
+    def check_coherent(self) -> None:
+        """Refuse what `--exchange coherent` cannot be planned with; BadInput names both."""
+        together = {
+            "--from": self.from_ is not None,
+            "--survive": self.survive is not None,
+            "several --routing": len(self.routing) > 1,
+            "--windows": self.windows is not None,
+            "--memory-per-rank": self.memory_per_rank is not None,
+            "--engine-compatible": self.engine_compatible,
+            f"--replica-choice {self.replica_choice}": self.replica_choice != "shares",
+            f"--objective {self.objective}": self.objective != "time",
+            f"--overlap {self.overlap}": self.overlap != "none",
+        }
+        for option, given in together.items():
+            if given and self.exchange == "coherent":
+                raise BadInput(f"{option} does not go with --exchange coherent; leave one of them out")
 
     @property
     def lost(self) -> list[str]:
@@ -93,10 +113,12 @@ _OPTIONS = (
     ),
     click.option(
         "--exchange",
-        type=click.Choice(["auto", *EXCHANGES]),
+        type=click.Choice(["auto", *PLAN_EXCHANGES]),
         default="auto",
         show_default=True,
-        help="All-to-all algorithm; auto takes the fastest.",
+        help="All-to-all algorithm; auto takes the fastest but coherent: there tokens stay on the rank of the expert "
+        "that they list first and are gathered once a step (ExFlow). It needs a trace of several layers and an "
+        "engine of its own: our executor runs the others.",
     ),
     click.option(
         "--replica-choice",
@@ -140,6 +162,21 @@ _OPTIONS = (
     ),
     click.option(
         "--without", multiple=True, metavar="PART", help="Lost part: host3, host1/gpu2, host0/nic4. Repeatable."
+    ),
+    click.option(
+        "--ep-groups",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Equal EP groups that run at once on the cluster, as replicas under data parallelism: one plan, for the "
+        "ranks of one group, serves them all, and links that they share (spine, NICs) carry the load of all.",
+    ),
+    click.option(
+        "--ep-stride",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="With --ep-groups: how far apart the ranks of a group are, as under tensor parallelism; 1 = side by side.",
     ),
     click.option(
         "--rank-speed", metavar="FILE", help="Ranks of other speed or memory: CSV or YAML of rank,speed[,slots]."

@@ -12,7 +12,7 @@ from app.console import messages, print_json, results
 from app.migration_report import migration_json, pay_back_text, print_migration
 from app.room import Room
 from app.scenarios import scenario_table, scenarios_json
-from app.tables import as_json, comparison
+from app.tables import as_json, comparison, groups_note
 from planner import Cluster, Plan, TimingProfile, Workload
 from planner.survive import survivors_E
 
@@ -41,10 +41,10 @@ def report(
     predictions = outcome.predictions
     gap = f"{certificate.gap:.2%}" if certificate.proven else f"<= {certificate.gap:.1%}"
     console = results()
-    note = ""
+    note = groups_note(cluster)
     if robust is not None:
         console.print(scenario_table(robust))
-        note = f"; in the scenario where this plan takes longest, {robust.workloads[robust.worst].routing.name}"
+        note += f"; in the scenario where this plan takes longest, {robust.workloads[robust.worst].routing.name}"
     console.print(comparison(predictions, profile, {"this plan": gap}, note=note))
     best = min(outcome.solution.predictions[:-1], key=lambda prediction: prediction.total_us)
     console.print(
@@ -58,6 +58,11 @@ def report(
     )
     if result.replica_choice == "cover":
         console.print("replica choice cover: a token uses the copies on ranks and in domains that it visits anyway")
+    if cluster.groups.count > 1:
+        console.print(
+            f"one plan for {cluster.groups.count} EP groups: rank numbers are those within a group; predicted with the "
+            "traffic of all groups on the links that they share"
+        )
     for line in room.lines(workload, placements):
         console.print(line)
     _print_survival(console, outcome, cluster)

@@ -7,11 +7,17 @@ from typing import Any
 
 from rich.table import Table
 
-from planner import Prediction, TimingProfile
+from planner import Cluster, Prediction, TimingProfile
 from planner.memory import size_text
 from planner.provenance import weakest
 
 _OVERLAP_NOTES = {"two-batches": " (phases of one micro-batch)"}
+
+
+def groups_note(cluster: Cluster) -> str:
+    """Return what a table's title says where several EP groups run at once; "" for one alone."""
+    count = cluster.groups.count
+    return "" if count == 1 else f"; {count} EP groups alike at once, of {cluster.num_ranks} ranks each"
 
 
 def comparison(
@@ -68,6 +74,7 @@ def as_json(predictions: Sequence[Prediction]) -> dict[str, Any]:
         "plans": [
             {
                 "name": prediction.name,
+                "exchange": prediction.exchange,
                 "overlap": prediction.overlap,
                 "provenance": prediction.provenance,
                 "total_us": prediction.total_us,

@@ -27,6 +27,7 @@ from executor.migrate_steps import Step, agreed_steps
 from executor.moe_layers import find_moe_layers
 from executor.transport import Transport
 from planner import Plan
+from planner.timing import plain
 from topologies import BadInput
 
 MEMORY_BYTES = 256 * 2**20
@@ -124,7 +125,8 @@ def migrate_to(
     transport = next(iter(layers.values())).exchange.transport
     steps = agreed_steps(layers, transport, plan, kept, memory_bytes)
     transport.domain_of_rank = plan.domain_of_rank.tolist()
-    moved = tuple(_move_layer(step, kept, exchange or plan.exchange) for step in steps)
+    name = exchange or plain(plan.exchange)
+    moved = tuple(_move_layer(step, kept, name) for step in steps)
     check_deployed(layers)
     return MigrationReport(
         layers=moved,

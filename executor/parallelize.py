@@ -19,6 +19,7 @@ from executor.moe_layers import MoELayer, check_all_found, check_layer, find_moe
 from executor.roster import roster_of_job
 from executor.transport import CallGuard, Transport
 from planner import Plan
+from planner.timing import plain
 from topologies import BadInput, EpplanError
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def apply_expert_parallel(
     transport = Transport(group, guard, None if plan is None else plan.domain_of_rank.tolist(), roster_of_job())
     layers = find_moe_layers(model)
     layouts = _layouts_of_all(device_mesh, lambda: _agreed_layouts(model, layers, transport, plan))
-    name = exchange or (plan.exchange if plan is not None else "pairwise")
+    name = exchange or (plain(plan.exchange) if plan is not None else "pairwise")
     for layer, layout in zip(layers.values(), layouts, strict=True):
         layer.held.select(layout.my_experts)
         layer.exchange = make_exchange(name, layout, transport)

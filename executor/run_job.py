@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from planner import Plan, Routing, load_routing
-from planner.timing import Exchange
+from planner.timing import Exchange, plain
 from topologies.errors import BadInput
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
@@ -72,7 +72,7 @@ def make_job(
         layers=_layers(plan, layers),
         routing=statistics,
         tokens=max(round(plan.workload.tokens_per_rank), 1) if tokens_per_rank is None else tokens_per_rank,
-        exchange=exchange or plan.exchange,
+        exchange=exchange or plain(plan.exchange),
         device=device,
         dtype=dtype or ("bfloat16" if device == "cuda" else "float32"),
         steps=steps,

@@ -17,9 +17,10 @@ import scipy.sparse as sp
 from planner.placement import BoolArray, FloatArray, IntArray
 from planner.prices import ExchangePrices, exchange_prices, expert_prices, shared_expert_us
 from planner.provenance import Provenance, weakest
-from planner.timing import Exchange, Overlap, TimingProfile, rows_per_peer
+from planner.timing import Exchange, Overlap, PlanExchange, TimingProfile, rows_per_peer
 from planner.workload import Workload
-from topologies import BadInput, Cluster, rail_peers, routes
+from topologies import BadInput, Cluster, rail_peers
+from topologies.groups import shared_routes
 
 Target = Literal["rank", "domain"]
 Times = TypeVar("Times", float, FloatArray)
@@ -88,7 +89,7 @@ class StepCost:
 
     """
 
-    exchange: Exchange
+    exchange: PlanExchange
     dispatch: Phase
     combine: Phase
     launch_us: float
@@ -160,7 +161,7 @@ def _step_cost(
     cluster, model = workload.cluster, workload.model
     if overlap == "shared-expert" and not model.shared_intermediate:
         raise BadInput(f"overlap shared-expert: {model.name} has no shared experts to run under the dispatch")
-    route_PN = routes(cluster, policy)
+    route_PN = shared_routes(cluster, policy)
     hops = _two_level_hops(workload) if exchange == "two-level" else _direct_hops(workload, exchange == "dedup")
     top_k = workload.rows_LCE.sum() / (workload.num_layers * workload.rows_LCE.shape[1] * workload.tokens_per_rank)
     peer_rows = rows_per_peer(exchange, workload.tokens_per_rank, top_k, cluster.num_ranks, cluster.num_domains)

@@ -11,7 +11,8 @@ import numpy as np
 
 from planner.placement import FloatArray
 from planner.simulate import Phase, Simulation
-from topologies import Cluster, routes
+from topologies import Cluster
+from topologies.groups import shared_routes
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +42,7 @@ def traffic_RR(simulation: Simulation, phase: Phase) -> FloatArray:
 
 def link_use(simulation: Simulation, cluster: Cluster) -> LinkUse:
     """Return what the flows of a layer put on every link of the cluster that it was simulated on."""
-    route_PN = routes(cluster)
+    route_PN = shared_routes(cluster)
     dispatch_N, combine_N = (
         np.asarray(route_PN.T @ traffic_RR(simulation, phase).ravel()) for phase in ("dispatch", "combine")
     )

@@ -20,7 +20,8 @@ from planner.cost import link_byte_us
 from planner.model import MoEModel
 from planner.placement import FloatArray, IntArray, Placement
 from planner.timing import Exchange, TimingProfile, alpha_us
-from topologies import Cluster, routes
+from topologies import Cluster
+from topologies.groups import shared_routes
 
 NOWHERE = -1  # source of an expert that no rank holds: it comes from the checkpoint
 
@@ -166,7 +167,7 @@ class _Network:
     @classmethod
     def of(cls, cluster: Cluster, profile: TimingProfile, message_bytes: int) -> _Network:
         regime = profile.regime(message_bytes)
-        route_PN = routes(cluster)
+        route_PN = shared_routes(cluster)
         byte_us_N = link_byte_us(cluster, regime.efficiency, profile.name)
         narrowest_P = (route_PN @ sp.diags_array(byte_us_N)).max(axis=1).toarray().ravel()
         return cls(

@@ -1,7 +1,8 @@
 """plan.json: the contract between the planner and the jobs that train and serve.
 
     {"format": "epplan.plan", "version": 2, "sha256": "...",
-     "model": {...}, "cluster": {"name", "ranks": [{"rank", "host", "gpu", "domain"}, ...]}, "workload": {...},
+     "model": {...}, "workload": {...},
+     "cluster": {"name", "ep_groups", "ep_stride", "ranks": [{"rank", "host", "gpu", "domain"}, ...]},
      "layers": [{"layer": 3, "slots": [[12, 5, 7], ...], "shares": {"12": [{"rank": 0, "share": [0.9, 0.1]}, ...]}}],
      "exchange": "two-level", "replica_choice": "shares", "predicted": {...}, "certificate": {...}, "provenance": {...}}
 
@@ -25,7 +26,7 @@ from planner.model import MoEModel
 from planner.placement import IntArray, Placement, ReplicaChoice, check_placement, shares_of
 from planner.plan_version import digest, upgraded
 from planner.provenance import Provenance as Origin
-from planner.timing import Exchange, Overlap
+from planner.timing import Overlap, PlanExchange
 from topologies import BadInput, Cluster
 from topologies.files import read_text, write_text
 from topologies.json_text import parse_json
@@ -59,9 +60,15 @@ class PlanRank(_Strict):
 
 
 class PlanCluster(_Strict):
-    """The cluster that the plan is for."""
+    """The cluster that the plan is for.
+
+    Where several EP groups run on it, `ranks` are those of the first, `ep_stride` apart in the whole cluster; the plan
+    serves them all (`topologies.groups`).
+    """
 
     name: str
+    ep_groups: int = Field(default=1, ge=1, le=MAX_RANKS)
+    ep_stride: int = Field(default=1, ge=1, le=MAX_RANKS)
     ranks: tuple[PlanRank, ...] = Field(min_length=1, max_length=MAX_RANKS, fail_fast=True)
 
 
@@ -165,7 +172,7 @@ class Plan(_Strict):
     cluster: PlanCluster
     workload: PlanWorkload
     layers: tuple[PlanLayer, ...] = Field(min_length=1, fail_fast=True)
-    exchange: Exchange
+    exchange: PlanExchange
     replica_choice: ReplicaChoice = "shares"
     predicted: Predicted
     certificate: Certificate
@@ -259,6 +266,11 @@ class Plan(_Strict):
                 f"the plan is for {self.cluster.name} ({len(ours)} ranks), which does not match {cluster.name} "
                 f"({len(theirs)} ranks in {cluster.num_domains} domains)"
             )
+        if (cluster.groups.count, cluster.groups.stride) != (self.cluster.ep_groups, self.cluster.ep_stride):
+            raise BadInput(
+                f"the plan is for {self.cluster.ep_groups} EP groups, ranks {self.cluster.ep_stride} apart, not for "
+                f"{cluster.groups.count}, ranks {cluster.groups.stride} apart"
+            )
 
     def to_json(self) -> str:
         """Return the text of plan.json: a line for each layer, and one for its digest; numbers in full precision."""
@@ -310,7 +322,8 @@ def plan_cluster(cluster: Cluster) -> PlanCluster:
         PlanRank(rank=r.rank, host=r.host, gpu=r.gpu, domain=r.domain, rail=r.rail, speed=r.speed)
         for r in cluster.ranks
     )
-    return PlanCluster(name=cluster.name, ranks=tuple(ranks))
+    groups = cluster.groups
+    return PlanCluster(name=cluster.name, ep_groups=groups.count, ep_stride=groups.stride, ranks=tuple(ranks))
 
 
 def load_plan(path: str | Path) -> Plan:

@@ -13,7 +13,7 @@ from planner.layer import bottleneck
 from planner.placement import FloatArray, Placement
 from planner.provenance import Provenance
 from planner.step_rows import StepSlots
-from planner.timing import Exchange, Overlap, TimingProfile
+from planner.timing import Exchange, Overlap, PlanExchange, TimingProfile
 from planner.workload import Workload
 
 
@@ -46,7 +46,7 @@ class Prediction:
     """
 
     name: str
-    exchange: Exchange
+    exchange: PlanExchange
     layers: tuple[LayerPrediction, ...]
     memory_bytes: int
     overlap: Overlap = "none"

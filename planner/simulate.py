@@ -29,7 +29,8 @@ from planner.placement import FloatArray, IntArray, Placement
 from planner.prices import exchange_prices
 from planner.timing import Exchange, TimingProfile, rows_per_peer
 from planner.workload import Workload
-from topologies import BadInput, Cluster, rail_peers, routes
+from topologies import BadInput, Cluster, rail_peers
+from topologies.groups import shared_routes
 
 Phase = Literal["dispatch", "combine"]
 EXACT_FLOWS = 256  # up to so many flows every single end is handled on its own
@@ -153,7 +154,7 @@ class _Network:
     def __init__(self, workload: Workload, profile: TimingProfile, exchange: Exchange, cost: StepCost) -> None:
         self.cluster: Cluster = workload.cluster
         self.num_ranks = workload.num_ranks
-        self.route_PN = sp.csr_array(routes(self.cluster))
+        self.route_PN = sp.csr_array(shared_routes(self.cluster))
         self.row_bytes = {"dispatch": workload.model.dispatch_row_bytes, "combine": workload.model.combine_row_bytes}
         self.alpha_us = {"dispatch": cost.dispatch.alpha_us, "combine": cost.combine.alpha_us}
         top_k = workload.rows_LCE.sum() / (workload.num_layers * workload.rows_LCE.shape[1] * workload.tokens_per_rank)

@@ -29,6 +29,9 @@ from topologies.files import read_text, what_is_there
 
 Exchange = Literal["pairwise", "dedup", "two-level"]
 EXCHANGES: tuple[Exchange, ...] = ("pairwise", "dedup", "two-level")
+PlanExchange = Literal["pairwise", "dedup", "two-level", "coherent"]
+PLAN_EXCHANGES: tuple[PlanExchange, ...] = (*EXCHANGES, "coherent")
+"""What a plan may be made for: `coherent` ties all layers together, and is predicted only (`planner.coherent`)."""
 Overlap = Literal["none", "shared-expert", "two-batches"]
 OVERLAPS: tuple[Overlap, ...] = ("none", "shared-expert", "two-batches")
 
@@ -88,6 +91,16 @@ class TimingProfile(_Strict):
             if regime.max_bytes_per_peer is None or bytes_per_peer <= regime.max_bytes_per_peer:
                 return regime
         return self.regimes[-1]
+
+
+def plain(exchange: PlanExchange) -> Exchange:
+    """Return an exchange that carries layers one by one; BadInput for `coherent`, which no executor runs."""
+    if exchange == "coherent":
+        raise BadInput(
+            "the plan is made for --exchange coherent, which only `epplan plan` and `epplan evaluate` know; make it "
+            f"with another one (auto, {', '.join(EXCHANGES)})"
+        )
+    return exchange
 
 
 def alpha_us(regime: Regime, exchange: Exchange, num_domains: int) -> float:

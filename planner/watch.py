@@ -20,7 +20,7 @@ from planner.plan import Plan
 from planner.routing import Routing
 from planner.routing_report import drift
 from planner.solve import solve
-from planner.timing import TimingProfile
+from planner.timing import TimingProfile, plain
 from planner.workload import Workload
 
 
@@ -98,7 +98,7 @@ def next_plan(
     from planner.solve.replan import replan  # noqa: PLC0415 - solvers load only where one searches
 
     slots_LR, even = slots_of(old)
-    held = InForce(old.placements(), old.exchange)
+    held = InForce(old.placements(), plain(old.exchange))
     free = solve(
         workload, profile, slots_LR, even=even, objective=old.certificate.objective, exchange=old.exchange,
         overlap=old.predicted.overlap, time_limit_s=search.time_limit_s, seed=search.seed, workers=search.workers,

@@ -111,9 +111,24 @@ class Wiring:
     spine_down: IntArray
 
 
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """The EP groups that share the links (`topologies.groups`).
+
+    Attributes:
+        count: of them, this one included.
+        stride: how far apart the ranks of a group are in the whole cluster.
+        others: (host, GPU) of every rank of each other group, in the order of ranks.
+    """
+
+    count: int = 1
+    stride: int = 1
+    others: tuple[tuple[tuple[int, int], ...], ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class Cluster:
-    """The ranks of an EP group and the links between them. Two clusters are equal when their specs and ranks are.
+    """The ranks of an EP group and the links between them. Two clusters are equal when specs, ranks and groups are.
 
     Attributes:
         name: as the user calls it.
@@ -122,6 +137,7 @@ class Cluster:
         gpus: [R] figures of every rank's GPU.
         wiring: the graph as arrays.
         places: [R, 2] host and GPU of every rank in the wiring; they differ from those in `ranks` in a subset.
+        groups: the other EP groups on these links, which do the same at the same time.
     """
 
     name: str
@@ -130,9 +146,12 @@ class Cluster:
     gpus: tuple[Gpu, ...]
     wiring: Wiring
     places: IntArray
+    groups: Groups = Groups()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Cluster) and self.spec == other.spec and self.ranks == other.ranks
+        if not isinstance(other, Cluster):
+            return False
+        return (self.spec, self.ranks, self.groups) == (other.spec, other.ranks, other.groups)
 
     def __hash__(self) -> int:
         return hash((self.name, self.num_ranks))
@@ -217,7 +236,7 @@ class Cluster:
         return replace(self, ranks=ranks)
 
     def subset(self, ranks: Iterable[int]) -> Cluster:
-        """Return the EP group on some of the ranks, renumbered in the order given; the links stay the same."""
+        """Return the EP group on some of the ranks, alone, renumbered in the order given; the links stay the same."""
         chosen = [int(rank) for rank in ranks]
         bad = [rank for rank in chosen if not 0 <= rank < self.num_ranks]
         if bad or not chosen or len(set(chosen)) < len(chosen):
@@ -233,4 +252,5 @@ class Cluster:
             ),
             gpus=tuple(self.gpus[rank] for rank in chosen),
             places=self.places[chosen],
+            groups=Groups(),
         )

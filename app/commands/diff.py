@@ -13,7 +13,7 @@ from app.migration_report import migration_json, pay_back_text, print_migration
 from planner import Plan, TimingProfile, Workload, load_plan, load_profile, predict
 from planner.migrate import migration
 from planner.placement import Placement
-from planner.timing import Exchange
+from planner.timing import Exchange, plain
 
 
 @click.command()
@@ -50,7 +50,7 @@ def diff(
     if not found.lost and (routing is not None or knows_its_routing(after)):
         workload = workload_of_plan(after, layers, routing=routing, cluster=cluster, tokens_per_rank=tokens_per_rank)
         old_us = _step_us(held.placements, workload, timing, held.exchange, after)
-        new_us = _step_us(after.placements(), workload, timing, after.exchange, after)
+        new_us = _step_us(after.placements(), workload, timing, plain(after.exchange), after)
     if json_:
         print_json(migration_json(found, machine, old_us, new_us))
         return

@@ -11,7 +11,7 @@ import numpy as np
 
 from app.console import messages, print_json, results
 from app.inputs import load_inputs, workload_of_plan
-from app.tables import as_json, comparison
+from app.tables import as_json, comparison, groups_note
 from planner import (
     Plan,
     Prediction,
@@ -23,12 +23,13 @@ from planner import (
     slots_of_ranks,
 )
 from planner.baselines import BASELINES, baseline
+from planner.coherent import predict_coherent
 from planner.cost import step_cost
 from planner.cover_rows import step_slots
 from planner.placement import IntArray, Placement
 from planner.predict import PlanCounts
 from planner.request import default_slots_per_rank
-from planner.timing import EXCHANGES, OVERLAPS, Exchange, Overlap
+from planner.timing import EXCHANGES, OVERLAPS, PLAN_EXCHANGES, Overlap, PlanExchange
 from topologies import BadInput
 from topologies.errors import unknown_name
 from topologies.files import what_is_there
@@ -45,8 +46,9 @@ from topologies.files import what_is_there
 @click.option("--tokens-per-rank", type=float, help="Tokens of a rank in a step. [default: the plan's]")
 @click.option(
     "--exchange",
-    type=click.Choice(["auto", *EXCHANGES]),
-    help="All-to-all algorithm for all rows. [default: the plan's, else auto: the fastest for each]",
+    type=click.Choice(["auto", *PLAN_EXCHANGES]),
+    help="All-to-all algorithm for all rows, as in `epplan plan`. [default: the plan's, else auto: the fastest for "
+    "each but coherent]",
 )
 @click.option("--overlap", type=click.Choice(OVERLAPS), help="As in `epplan plan`. [default: the plan's, else none]")
 @click.option("--profile", default="vendor", show_default=True, help="Timing profile: a shipped name or a YAML file.")
@@ -58,7 +60,7 @@ def evaluate(
     cluster: str | None,
     slots_per_rank: int | None,
     tokens_per_rank: float | None,
-    exchange: Exchange | Literal["auto"] | None,
+    exchange: PlanExchange | Literal["auto"] | None,
     overlap: Overlap | None,
     profile: str,
     json_: bool,
@@ -86,7 +88,7 @@ def evaluate(
     if json_:
         print_json(as_json(rows))
     else:
-        results().print(comparison(rows, timing))
+        results().print(comparison(rows, timing, note=groups_note(setting.workload.cluster)))
         for reason in dict.fromkeys(reason for row in rows for reason in row.reasons):
             results().print(f"extrapolated: {reason}")
 
@@ -104,7 +106,7 @@ class _Setting:
 
     workload: Workload
     slots_R: IntArray
-    exchange: Exchange | Literal["auto"]
+    exchange: PlanExchange | Literal["auto"]
 
     def placements_of(self, plan: Plan, name: str) -> list[Placement]:
         """Return a plan's placements, refused where it is for another model, cluster or set of layers."""
@@ -157,10 +159,12 @@ def _fastest(
     placements: list[Placement],
     workload: Workload,
     profile: TimingProfile,
-    exchange: Exchange | Literal["auto"],
+    exchange: PlanExchange | Literal["auto"],
     overlap: Overlap,
 ) -> Prediction:
-    """Predict under one exchange, or under the fastest of all."""
+    """Predict under one exchange, or under the fastest of those that carry layers one by one."""
+    if exchange == "coherent":
+        return predict_coherent(name, placements, workload, profile, overlap)
     names = EXCHANGES if exchange == "auto" else (exchange,)
     costs = (step_cost(workload, profile, one, overlap=overlap) for one in names)
     slots = step_slots(workload, placements)

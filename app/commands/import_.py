@@ -14,7 +14,7 @@ from app.inputs import load_inputs
 from app.tables import as_json, comparison
 from planner import build_workload, load_profile, predict
 from planner.importers import FORMATS, import_plan, read_placement
-from planner.timing import EXCHANGES, Exchange
+from planner.timing import EXCHANGES, Exchange, plain
 
 
 @click.command(name="import")
@@ -67,7 +67,7 @@ def import_(
     )  # fmt: skip
     if output is not None:
         plan.save(output)
-    row = replace(predict(fmt, imported.placements, workload, timing, plan.exchange), name=f"{fmt} placement")
+    row = replace(predict(fmt, imported.placements, workload, timing, plain(plan.exchange)), name=f"{fmt} placement")
     if json_:
         print_json(as_json([row]))
         return

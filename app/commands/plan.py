@@ -19,7 +19,8 @@ from app.plan_options import PlanOptions, plan_options
 from app.plan_report import report
 from app.room import Asked, Room, room_for
 from app.scenarios import Scenarios
-from planner import TimingProfile, Workload, assemble_plan, build_workload, load_profile
+from planner import Cluster, TimingProfile, Workload, assemble_plan, build_workload, load_profile
+from planner.coherent import coherent_step
 from planner.rank_speeds import load_rank_speeds
 from topologies import BadInput
 
@@ -79,11 +80,16 @@ class _Task:
         """Read all that the options name."""
         speeds = None if options.rank_speed is None else load_rank_speeds(options.rank_speed)
         first = options.routing[0] if options.routing else None
-        inputs = load_inputs(options.model, options.cluster, first, lost=options.lost, rank_speeds=speeds)
+        inputs = load_inputs(
+            options.model, options.cluster, first, lost=options.lost, rank_speeds=speeds,
+            ep_groups=options.ep_groups, ep_stride=options.ep_stride,
+        )  # fmt: skip
         scenarios = Scenarios.load(inputs, options.routing[1:], options.windows, options.robust)
         workload = build_workload(inputs.model, inputs.cluster, inputs.routing, options.tokens_per_rank, options.seed)
         old = None if options.from_ is None else PlanInForce.load(options.from_, workload)
         profile = load_profile(options.profile)
+        if options.exchange == "coherent":
+            coherent_step(workload, profile, "dedup")  # raises where there is no trace, before any search
         wanted = Asked(options.slots_per_rank, options.memory_per_rank, options.training, options.engine_compatible)
         wanted.check(speeds, scenarios=len(scenarios.routings))
         _check_replica_choice(options, scenarios=len(scenarios.routings))
@@ -121,6 +127,7 @@ def _check(options: PlanOptions) -> None:
     """Refuse what needs no file to be seen as wrong, before any work."""
     if options.time_limit is not None and not math.isfinite(options.time_limit):
         raise BadInput(f"--time-limit is {options.time_limit}, must be a finite number of seconds")
+    options.check_coherent()
     _check_output(options.output)
 
 
@@ -158,6 +165,10 @@ def _say_what_is_planned(inputs: Inputs, workload: Workload, room: Room) -> None
     slots = f"{most}" if least == most else f"{least} to {most}"
     messages().print(
         f"{model.name}: {workload.num_layers} layers x {model.experts} experts (top-{model.top_k}) on {cluster.name}: "
-        f"{cluster.num_ranks} ranks x {slots} slots, {workload.tokens_per_rank:g} tokens a rank, "
-        f"routing {inputs.routing.name}"
+        f"{_groups_text(cluster)}{cluster.num_ranks} ranks x {slots} slots, {workload.tokens_per_rank:g} tokens a "
+        f"rank, routing {inputs.routing.name}"
     )
+
+
+def _groups_text(cluster: Cluster) -> str:
+    return "" if cluster.groups.count == 1 else f"{cluster.groups.count} EP groups of "

@@ -13,7 +13,7 @@ from app.console import print_json, results
 from app.inputs import workload_of_plan
 from planner import Plan, load_plan, load_profile
 from planner.simulate import Simulation, simulate_layer
-from planner.timing import EXCHANGES, Exchange
+from planner.timing import EXCHANGES, Exchange, plain
 from planner.trace import busiest_link, chrome_trace
 from topologies.errors import BadInput
 from topologies.files import write_text
@@ -62,9 +62,8 @@ def simulate(
     index = _layer_index(loaded, layer)
     workload = workload_of_plan(loaded, [loaded.layers[index].layer], routing=routing, cluster=cluster)
     timing = load_profile(profile)
-    done = simulate_layer(
-        workload, loaded.placement(index), 0, timing, exchange or loaded.exchange, barriers=barriers, pieces=pieces
-    )
+    use = exchange or plain(loaded.exchange)
+    done = simulate_layer(workload, loaded.placement(index), 0, timing, use, barriers=barriers, pieces=pieces)
     if output is not None:
         write_text(output, json.dumps(chrome_trace(done), separators=(",", ":"), allow_nan=False))
     if json_:

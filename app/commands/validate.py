@@ -12,7 +12,7 @@ from app.console import messages, print_json, results
 from app.inputs import workload_of_plan
 from planner import Plan, Workload, load_plan, load_profile
 from planner.baselines import BASELINES, baseline
-from planner.timing import EXCHANGES, Exchange
+from planner.timing import EXCHANGES, Exchange, plain
 from topologies.errors import BadInput, Infeasible
 from topologies.files import write_text
 from topologies.routes import POLICIES
@@ -69,7 +69,7 @@ def validate(
     else:
         place = member_site() if is_member() else local_site(loaded.num_ranks)
     with place as site:
-        candidates = _candidates(loaded, workload, exchanges or (loaded.exchange,), against)
+        candidates = _candidates(loaded, workload, exchanges or (plain(loaded.exchange),), against)
         report = _validate(site, workload, candidates, policy, repeats)
         if site.reports:
             _tell(report, output, page, json_)

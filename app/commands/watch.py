@@ -17,6 +17,7 @@ from app.changes import move_limit
 from app.watching import Watch, next_file
 from planner import load_plan, load_profile
 from planner.inbox import Inbox
+from planner.timing import plain
 from planner.watch import Threshold
 from topologies import BadInput
 
@@ -82,6 +83,7 @@ def watch(
         raise BadInput(f"{folder}: cannot be watched: no such folder")
     plan_file = Path(plan_).absolute()
     in_force = load_plan(plan_file)
+    plain(in_force.exchange)  # raises for a plan that cannot be followed
     move_limit(max_moves, None, 1, has_plan=True)
     watching = Watch(
         plan_file,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.plans import FILES
+from benchmarks.quality.coherent_cases import COHERENT, coherent_case
 from benchmarks.quality.ilp_cases import exflow_case, moetuner_case
 from benchmarks.quality.scored import (
     PROFILE,
@@ -53,6 +54,9 @@ def all_cases(folder: Path, workers: int, layers: int | None = None) -> dict[str
     for trace, group, (step, tokens) in itertools.product(TRACES, TRACE_GROUPS, STEPS.items()):
         name = f"trace-{trace}-{group[0]}hosts-{group[1]}ranks-{step}"
         cases[name] = _bind(trace_case, trace, group, tokens, folder / f"{name}.plan.json", workers)
+    for setting in COHERENT:
+        name = f"coherent-{setting.name}"
+        cases[name] = _bind(coherent_case, setting, folder / f"{name}.plan.json", workers)
     for file in FILES:
         cases[f"balance-{file}"] = _bind(balance_case, file, workers)
     cases["migration"] = _bind(migration_case, workers)

@@ -32,6 +32,7 @@ def write_page(work: Path, docs: Path) -> None:
         "summary": _summary(kept),
         "counts": _counts(kept),
         "traces": _traces(kept),
+        "coherent": _coherent(kept),
         "balance": _balance(kept),
         "robust": _robust(kept.get("robust")),
         "migration": _migration(kept.get("migration")),
@@ -151,6 +152,23 @@ def _traces(kept: Mapping[str, Kept]) -> str:
         )  # fmt: skip
     header = "trace | ranks on hosts x slots | tokens per rank | best baseline on the second half | our exchange"
     return table(header + " | in-sample | out-of-sample | no plan below | imbalance: theirs | ours | rows", rows)
+
+
+def _coherent(kept: Mapping[str, Kept]) -> str:
+    rows = []
+    for case in (case for name, case in kept.items() if name.startswith("coherent-")):
+        seen, unseen = case["in"], case["out"]
+        rows.append(
+            [case["trace"], case["order"], f"{case['ranks']} on {case['hosts']} x {case['slots']}", f"{case['tokens']}",
+             f"{seen['plain']['total_us'] / seen['layers']:,.0f} ({seen['plain']['exchange']})",
+             f"{seen['ours']['total_us'] / seen['layers']:,.0f}",
+             f"{seen['ours']['total_us'] / seen['best']['total_us']:.3f} ({seen['best']['name']})",
+             *(f"**{part['ours']['total_us'] / part['plain']['total_us']:.3f}**" for part in (seen, unseen)),
+             f"{case['seconds']:.0f}"]
+        )  # fmt: skip
+    header = "trace | experts of a token | ranks on hosts x slots | tokens per rank | plain plan, us a layer | coherent"
+    header += " | coherent / best baseline so | coherent / plain, in-sample | out-of-sample | seconds"
+    return table(header, rows)
 
 
 def _balance(kept: Mapping[str, Kept]) -> str:

@@ -25,6 +25,7 @@ from executor.exchange import make_exchange
 from executor.layout import LayerLayout, contiguous_layout, plan_layouts
 from executor.transport import Transport
 from planner import Plan
+from planner.timing import plain
 from topologies.errors import BadInput
 
 NAME = "epplan"
@@ -68,7 +69,7 @@ class PlannedEP:
     ) -> None:
         transport = Transport(ep_mesh.get_group())
         layout = _layout(experts.num_experts * transport.size, transport, plan)
-        name = exchange or (plan.exchange if plan is not None else "pairwise")
+        name = exchange or (plain(plan.exchange) if plan is not None else "pairwise")
         self.experts, self.tp_mesh = experts, tp_mesh
         self.deployment = Deployment(make_exchange(name, layout, transport))
         experts.ep_deployment = self.deployment

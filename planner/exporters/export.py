@@ -10,7 +10,7 @@ from planner.exporters.target import Deployment, Target
 from planner.placement import Placement
 from planner.plan import Plan
 from planner.predict import Prediction, predict
-from planner.timing import TimingProfile
+from planner.timing import TimingProfile, plain
 from planner.workload import Workload
 from topologies.errors import BadInput, unknown_name
 
@@ -106,4 +106,4 @@ def export_plan(
 def _predict(
     name: str, plan: Plan, placements: list[Placement], workload: Workload, profile: TimingProfile
 ) -> Prediction:
-    return predict(name, placements, workload, profile, plan.exchange, overlap=plan.predicted.overlap)
+    return predict(name, placements, workload, profile, plain(plan.exchange), overlap=plan.predicted.overlap)

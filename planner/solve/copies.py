@@ -16,7 +16,7 @@ from planner.layer import layer_problem
 from planner.predict import predict
 from planner.solve.bounds import lower_bound
 from planner.solve.solution import LayerSolution, Solution
-from planner.timing import TimingProfile
+from planner.timing import TimingProfile, plain
 from planner.workload import Workload
 
 
@@ -26,7 +26,7 @@ def choose_copies(
     """Return the plan under the replica choice `cover`; with `auto`, as it was unless that is predicted faster."""
     old = solution.predictions[-1]
     covering = [replace(placement, replica_choice="cover") for placement in solution.placements]
-    found = predict(old.name, covering, workload, profile, solution.exchange, overlap=old.overlap)
+    found = predict(old.name, covering, workload, profile, plain(solution.exchange), overlap=old.overlap)
     if choice == "auto" and found.total_us >= old.total_us:
         return solution
     in_us = solution.objective == "time"
@@ -48,7 +48,7 @@ def _compute_bound(solution: Solution, workload: Workload, profile: TimingProfil
 
     The bounds on rows of `planner.solve.bounds` take tokens to pick each copy on its own; a cover does not.
     """
-    cost = step_cost(workload, profile, solution.exchange, overlap=solution.predictions[-1].overlap)
+    cost = step_cost(workload, profile, plain(solution.exchange), overlap=solution.predictions[-1].overlap)
     dispatch, combine = (Phase(phase.alpha_us, (), ()) for phase in (cost.dispatch, cost.combine))
     slots_R = np.full(workload.num_ranks, workload.num_experts)
     bare = layer_problem(workload, replace(cost, dispatch=dispatch, combine=combine), slots_R, row)

@@ -6,16 +6,20 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
+from planner.coherent import coherent_step
 from planner.placement import IntArray
 from planner.solve.incumbents import Incumbents, place_baselines
 from planner.solve.solution import Objective, Solution
 from planner.solve.solvers import solver_name
 from planner.solve.verify import verify_plan
-from planner.timing import EXCHANGES, Exchange, Overlap, TimingProfile
+from planner.timing import EXCHANGES, Overlap, PlanExchange, TimingProfile
 from planner.workload import Workload
+from topologies import BadInput
 
 if TYPE_CHECKING:
     from planner.solve.one_layer import Budget
+
+PLAIN_PART = 0.5  # of a time limit, for the plan that the search under the coherent exchange starts from
 
 
 def solve(
@@ -25,7 +29,7 @@ def solve(
     *,
     even: bool = False,
     objective: Objective = "time",
-    exchange: Exchange | Literal["auto"] = "auto",
+    exchange: PlanExchange | Literal["auto"] = "auto",
     overlap: Overlap = "none",
     time_limit_s: float | None = None,
     seed: int = 0,
@@ -40,9 +44,20 @@ def solve(
     Without a time limit the answer is the same for the same inputs and seed, whatever the number of workers. With one,
     each layer gets its part of it; at 0 the answer is the best baseline, duplicate replicas merged. Ctrl-C ends the
     search early and returns the best so far (`complete` is then False). `on_layer` is called with the number of
-    layers done. Raises Infeasible where the slots do not hold every expert.
+    layers done. `auto` takes the fastest plain exchange; `coherent` starts from its plan, and needs a trace of several
+    layers. Raises Infeasible where the slots do not hold every expert, BadInput for what `coherent` cannot be.
     """
     started = time.monotonic()
+    if exchange == "coherent":
+        _check_coherent(workload, profile, objective, overlap, even=even)
+        part_s = None if time_limit_s is None else PLAIN_PART * time_limit_s
+        best = solve(
+            workload, profile, slots, time_limit_s=part_s, seed=seed, workers=workers, budget=budget, on_layer=on_layer
+        )
+        from planner.solve.coherent import solve_coherent  # noqa: PLC0415 - few plans need it
+
+        deadline = None if time_limit_s is None else started + time_limit_s
+        return solve_coherent(best, workload, profile, slots, seed, deadline, on_layer)
     known = Incumbents(workload, profile, slots, objective, overlap, place_baselines(workload, slots), even=even)
     names = sorted(EXCHANGES if exchange == "auto" else (exchange,), key=known.start_us)
     chosen, complete = names[0], True
@@ -72,3 +87,12 @@ def solve(
         solver="no search" if time_limit_s == 0 else solver_name(),
         even=even,
     )
+
+
+def _check_coherent(
+    workload: Workload, profile: TimingProfile, objective: Objective, overlap: Overlap, *, even: bool
+) -> None:
+    """Refuse what the coherent exchange cannot be planned for, before any search."""
+    if even or objective != "time" or overlap != "none":
+        raise BadInput("exchange coherent: goes with the objective time, no overlap and slots that need not be even")
+    coherent_step(workload, profile, "dedup")  # raises where there is no trace of several layers

@@ -25,7 +25,7 @@ from planner.solve.shares import best_shares
 from planner.solve.solution import LayerSolution, Solution
 from planner.solve.swaps import descend_by_swaps
 from planner.survive import Backups
-from planner.timing import Exchange, TimingProfile
+from planner.timing import Exchange, TimingProfile, plain
 from planner.workload import TokenSampler, Workload
 
 STRIDES = (1, 1, 1, 1, 2, 2, 2, 4, 4, 6, 8, 8, 12, 16)  # swaps between the placements that are kept as options
@@ -84,7 +84,7 @@ def replan(
     overlap = free.predictions[-1].overlap
     known = Incumbents(workload, profile, slots_R, free.objective, overlap, free.baselines, backups, free.even)
     near = _NearSearch(known, in_force, free, limit, search, seed, workers, deadline)
-    found = {name: near.layers(name) for name in dict.fromkeys((free.exchange, in_force.exchange))}
+    found = {name: near.layers(name) for name in dict.fromkeys((plain(free.exchange), in_force.exchange))}
     exchange, chosen = _cheapest(found, limit)
     free_exchange, unlimited = _cheapest(found, ANY_MOVES)
     valid = [layer.valid for layer in found[exchange]]

@@ -27,7 +27,7 @@ from planner.solve.plan_layers import solve
 from planner.solve.shares import best_shares
 from planner.solve.solution import LayerSolution, Objective, Solution
 from planner.solve.swaps import descend_by_swaps
-from planner.timing import Exchange, Overlap, TimingProfile
+from planner.timing import Exchange, Overlap, TimingProfile, plain
 from planner.workload import TokenSampler, Workload, build_workload
 from topologies import BadInput
 
@@ -108,7 +108,7 @@ def solve_scenarios(
     known = [
         Incumbents(one, profile, slots, objective, overlap, place_baselines(one, slots), even=even) for one in workloads
     ]
-    name = of_mean.exchange
+    name = plain(of_mean.exchange)
     deadline = None if time_limit_s is None else started + time_limit_s
     rows = range(mean.num_layers)
     starts = [

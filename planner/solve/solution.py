@@ -8,7 +8,7 @@ from typing import Literal
 
 from planner.placement import Placement
 from planner.predict import Prediction
-from planner.timing import Exchange
+from planner.timing import PlanExchange
 
 Objective = Literal["time", "balance"]
 OBJECTIVES: tuple[Objective, ...] = ("time", "balance")
@@ -37,7 +37,8 @@ class Solution:
         exchange: the exchange algorithm that the placements are made for.
         layers: one solution a layer; objective and bound in microseconds (`time`) or as imbalance (`balance`).
         baselines: what people use today on the same workload and slots, for comparison.
-        predictions: of every baseline and, last, of the placements, all under `exchange`.
+        predictions: of every baseline and, last, of the placements, all under `exchange`; with `coherent`, before it,
+            of the best plan for plain exchanges, under its own.
         complete: False where the search was interrupted and some layers hold their best start.
         seconds: wall-clock time of the whole search.
         solver: what searched, with versions.
@@ -46,7 +47,7 @@ class Solution:
     """
 
     objective: Objective
-    exchange: Exchange
+    exchange: PlanExchange
     layers: tuple[LayerSolution, ...]
     baselines: Mapping[str, list[Placement]]
     predictions: tuple[Prediction, ...]

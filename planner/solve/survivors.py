@@ -23,7 +23,7 @@ from planner.solve.solution import LayerSolution, Solution
 from planner.solve.start import local_shares
 from planner.solve.swaps import descend_by_swaps
 from planner.survive import Backups, survivors_E
-from planner.timing import TimingProfile
+from planner.timing import TimingProfile, plain
 from planner.workload import Workload
 from topologies import BadInput
 
@@ -64,12 +64,12 @@ def survive_host(
     started = time.monotonic()
     overlap = free.predictions[-1].overlap
     known = Incumbents(workload, profile, slots_R, free.objective, overlap, free.baselines, even=free.even)
-    host_R = np.asarray(workload.cluster.host_of_rank)
+    host_R, exchange = np.asarray(workload.cluster.host_of_rank), plain(free.exchange)
     import joblib  # noqa: PLC0415 - a tenth of a second, and not every plan needs it
 
     calls = (
         joblib.delayed(_one_layer)(
-            known.problem(free.exchange, row), free.placements[row], host_R, ROUNDS if search else 0, deadline
+            known.problem(exchange, row), free.placements[row], host_R, ROUNDS if search else 0, deadline
         )
         for row in range(workload.num_layers)
     )
@@ -78,7 +78,7 @@ def survive_host(
         LayerSolution(placement, objective, old.bound, old.seconds)
         for (placement, objective, _), old in zip(found, free.layers, strict=True)
     )
-    prediction = known.predict([layer.placement for layer in layers], free.exchange)
+    prediction = known.predict([layer.placement for layer in layers], exchange)
     seconds = free.seconds + time.monotonic() - started
     solution = replace(free, layers=layers, predictions=(*free.predictions[:-1], prediction), seconds=seconds)
     return Surviving(solution, tuple(backups for *_, backups in found), free.predictions[-1].total_us)

@@ -54,10 +54,11 @@ def descend_by_swaps(
 
 def soft_us(problem: Problem, cost: LayerCost | RobustCost) -> float:
     """Return the smooth stand-in for `layer_us` that the descent follows."""
-    return float(_over_scenarios(problem, [np.array(_soft_layer_us(one)) for one in costs_of(cost)]))
+    return float(_over_scenarios(problem, [np.array(soft_layer_us(one)) for one in costs_of(cost)]))
 
 
-def _soft_layer_us(cost: LayerCost) -> float:
+def soft_layer_us(cost: LayerCost) -> float:
+    """Return the same of one scenario."""
     parts = (cost.dispatch_us_N, cost.compute_us_R, cost.combine_us_N)
     return cost.penalty_us + sum(float(_soft_max(part)) for part in parts if part.size)
 

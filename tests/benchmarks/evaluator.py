@@ -9,7 +9,9 @@ import json
 
 import numpy as np
 
+from planner import load_plan
 from planner.timing import load_profile
+from tests.planner.coherent_loops import coherent_times
 from topologies import rail_peers, routes
 
 PROFILE = load_profile("vendor")
@@ -61,6 +63,22 @@ def layer_us(workload, row, share_DER, slots, exchange):
         speed_N = [regime.efficiency.get(link.kind, 1.0) * link.gbps * 1e3 for link in cluster.links]
         times.append(alpha + (load_N * row_bytes / np.array(speed_N)).max())
     return times[0] + compute_us(workload, pairs_E, pairs_RR.sum(axis=0), share_DER, slots) + times[1]
+
+
+def coherent_us(workload, path):
+    """The time of every layer of a plan under the coherent exchange, the last one with the gather; the faster way."""
+    return min((coherent_way_us(workload, path, way) for way in ("dedup", "two-level")), key=sum)
+
+
+def coherent_way_us(workload, path, way):
+    document, scale = json.loads(path.read_text()), workload.tokens_per_rank * workload.num_ranks
+    times, found = coherent_times(workload, load_plan(path).placements(), way), []
+    for row, (dispatch_us, combine_us, load_R) in enumerate(times):
+        counts_E = np.bincount(workload.routing.trace[row].ravel(), minlength=workload.num_experts)
+        pairs_E = counts_E * scale / workload.routing.num_tokens / workload.num_ranks
+        slots = document["layers"][row]["slots"]
+        found.append(dispatch_us + combine_us + compute_us(workload, pairs_E, load_R, shares_of_plan(path, row), slots))
+    return found
 
 
 def distinct_rows(share_DER, ids_PK, domain_R, rail_R, exchange):

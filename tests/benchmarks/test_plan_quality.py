@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from benchmarks.ilp_baselines import affine_parts, balanced_clusters, crossings, deviation, transitions
-from benchmarks.quality import cases, scored
+from benchmarks.quality import cases, coherent_cases, scored
 from benchmarks.quality.page import geometric, ratio, table, write_page
 from planner import build_workload, load_model, load_plan
 from planner.baselines import BASELINES, baseline
 from planner.routing import Routing
+from planner.solve import coherent
 from planner.timing import EXCHANGES
-from tests.benchmarks.evaluator import layer_us, shares_of_plan, shares_of_slots
+from tests.benchmarks.evaluator import coherent_us, layer_us, shares_of_plan, shares_of_slots
 
 WORK = Path(os.environ.get("EPPLAN_QUALITY", Path(__file__).resolve().parents[2] / "out" / "quality"))
 
@@ -81,8 +82,40 @@ def test_rows_that_leave_are_counted_from_the_definition(made):
     assert found.rows == pytest.approx(expected, rel=1e-9)
 
 
+def test_a_coherent_row_is_what_loops_over_tokens_give(tmp_path, monkeypatch):
+    """Two layers of 64 experts and 80 tokens on four ranks, half of them planned on."""
+    rng = np.random.default_rng(0)
+    trace = np.argsort(rng.random((2, 80, 64)) ** np.arange(1, 65), axis=2)[:, :, :6]
+    whole = Routing((1, 2), np.ones((2, 1, 64)), trace=trace, name="made")
+    monkeypatch.setattr(coherent_cases, "halves", lambda _: whole.split(0.5))
+    monkeypatch.setattr(coherent, "SWEEPS", (1, 1))
+    setting = coherent_cases.Setting("made", 2, 4, 17, 128, "as listed")
+    kept = coherent_cases.coherent_case(setting, tmp_path / "plan.json", 1)
+    for part, workload in zip(("in", "out"), setting.workloads(), strict=True):
+        ours = kept[part]["ours"]
+        assert coherent_us(workload, tmp_path / "plan.json") == pytest.approx(ours["layer_us"], rel=1e-6, abs=1e-3)
+        assert ours["total_us"] == pytest.approx(sum(ours["layer_us"]), abs=0.01)
+        assert kept[part]["plain"]["exchange"] in EXCHANGES
+    assert kept["in"]["ours"]["total_us"] <= kept["in"]["best"]["total_us"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [path.name for path in sorted(WORK.glob("*.plan.json"))] or ["none"])
+@pytest.mark.parametrize("setting", coherent_cases.COHERENT, ids=lambda one: one.name)
+def test_every_coherent_row_of_the_page(setting):
+    """All layers of every coherent plan that lies in the work folder, on both halves."""
+    path = WORK / f"coherent-{setting.name}.plan.json"
+    if not path.exists():
+        pytest.skip(f"no {path.name} in {WORK}; run python -m benchmarks.plan_quality run")
+    kept = json.loads((WORK / f"coherent-{setting.name}.json").read_text())
+    for part, workload in zip(("in", "out"), setting.workloads(), strict=True):
+        assert coherent_us(workload, path) == pytest.approx(kept[part]["ours"]["layer_us"], rel=1e-6, abs=1e-3)
+
+
+ROWS = [path.name for path in sorted(WORK.glob("*.plan.json")) if not path.name.startswith("coherent-")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ROWS or ["none"])
 def test_every_row_of_the_page(name):
     """Four layers of every plan that lies in the work folder."""
     if name == "none":
