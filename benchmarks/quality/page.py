@@ -222,7 +222,7 @@ def _cost(kept: Mapping[str, Kept]) -> str:
              f"{_seconds_a_layer(slow):.2f} (load {slow['machine_load']:.0f})",
              f"{max(case['peak_mb'] for case in cases):,}"]
         )  # fmt: skip
-    return table("cluster x slots | seconds a layer, least disturbed case | most disturbed | MB, both workers", rows)
+    return table("cluster x slots | seconds a layer, least disturbed case | most disturbed | MB, all processes", rows)
 
 
 def _seconds_a_layer(case: Kept) -> float:
