@@ -120,7 +120,7 @@ class ValidationReport(_Strict):
     row_bytes: int
     repeats: int
     calibration: Calibration
-    cases: tuple[Case, ...]
+    cases: tuple[Case, ...] = Field(min_length=1)
     disagreeing: tuple[Disagreement, ...]
 
     def errors(self) -> list[float]:
