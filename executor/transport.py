@@ -91,15 +91,15 @@ class Transport:
         self, call: str, send: Sequence[Tensor], sends: Sequence[Splits], receives: Sequence[Splits]
     ) -> tuple[Tensor, ...]:
         """Run several all-to-alls at once, each with its own splits."""
-        with self.inside(call):
-            return self._all_to_alls(call, send, sends, receives)
-
-    def _all_to_alls(
-        self, call: str, send: Sequence[Tensor], sends: Sequence[Splits], receives: Sequence[Splits]
-    ) -> tuple[Tensor, ...]:
         if self.guard is not None:
             for i, (mine, theirs) in enumerate(zip(sends, receives, strict=True)):
                 self.guard.check(f"{call}[{i}]" if len(send) > 1 else call, mine, theirs)
+        with self.inside(call):
+            return self._all_to_alls(send, sends, receives)
+
+    def _all_to_alls(
+        self, send: Sequence[Tensor], sends: Sequence[Splits], receives: Sequence[Splits]
+    ) -> tuple[Tensor, ...]:
         if self.group is None:
             return tuple(send)
         contiguous = [one.contiguous() for one in send]

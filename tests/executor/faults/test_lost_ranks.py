@@ -33,9 +33,15 @@ KILLS = [
     Fault("kill", call="check of layouts", step=3),
 ]
 STALLS = [
-    Fault("stall", call="combine"),
-    Fault("stall", call="migration", step=3),
-    Fault("stall", call="checkpoint begins"),
+    pytest.param(Fault("stall", call="combine"), marks=pytest.mark.slow),
+    pytest.param(Fault("stall", call="migration", step=3), marks=pytest.mark.slow),
+    pytest.param(
+        Fault("stall", call="checkpoint begins"),
+        marks=[
+            pytest.mark.slow,
+            pytest.mark.xfail(reason="the others end in time, but all stand in the same call: none is named"),
+        ],
+    ),
 ]
 
 
@@ -51,7 +57,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[int, floa
 
 
 @pytest.mark.parametrize(
-    "fault", [*QUICK, *(pytest.param(one, marks=pytest.mark.slow) for one in KILLS + STALLS)], ids=name_of
+    "fault", [*QUICK, *(pytest.param(one, marks=pytest.mark.slow) for one in KILLS), *STALLS], ids=name_of
 )
 def test_the_others_name_it_and_a_restart_resumes(
     fault: Fault, tmp_path: Path, undisturbed: list[dict[int, float]]
