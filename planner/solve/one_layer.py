@@ -244,10 +244,10 @@ class _Search:
 
 def fewer_slots(problem: LayerProblem) -> list[LayerProblem]:
     """Return the layer with fewer slots on every rank: in a small batch weights cost more than rows do."""
-    levels_K = np.unique(problem.slots_R)
-    held_K = np.array([np.minimum(problem.slots_R, level).sum() for level in range(int(levels_K[-1]))])
+    most = int(problem.slots_R.max())
+    held_K = [int(np.minimum(problem.slots_R, level).sum()) for level in range(most)]
     least = int(np.searchsorted(held_K, problem.num_experts))
-    levels = [least + extra for extra in FEWER_SLOTS if least + extra < levels_K[-1]]
+    levels = [least + extra for extra in FEWER_SLOTS if least + extra < most]
     return [replace(problem, slots_R=np.minimum(problem.slots_R, level)) for level in levels]
 
 

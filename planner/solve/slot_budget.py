@@ -77,21 +77,29 @@ def spend_memory(
     `asked` are the options of `solve`. Raises Infeasible where not even every expert fits once, or the limit is more
     than a GPU has.
     """
-    least, layers = _least(workload), workload.num_layers + _unplanned(workload)
+    least = _least(workload)
     _check_gpus(workload, limit_bytes)
-    bare = memory_use(workload, layers * least, 0, training=training)
-    _check_fits(workload, bare, limit_bytes)  # before any search
+    _spare(workload, limit_bytes, 0, training=training)  # raises where there is no need to search
     quick = _Quick(workload, profile, even, asked, len(EXTRAS) + 1)
     rows = buffer_rows(workload, quick.placements(least))
-    fixed = memory_use(workload, layers * least, rows, training=training)
-    _check_fits(workload, fixed, limit_bytes)
-    spare = (limit_bytes - fixed.total_bytes) // slot_bytes(workload.model, training=training)
+    spare = _spare(workload, limit_bytes, rows, training=training)
     extra = min(spare // workload.num_layers, workload.num_experts - least)
     most = extra if even else min(spare, workload.num_experts - least)
     counts_K = np.array(sorted({least + e for e in (*EXTRAS, extra) if e <= most}))
     us_LK = np.stack([quick.us_L(count) for count in counts_K.tolist()], axis=1)
     slots_L = _spent(spare, us_LK, counts_K, even=even)
     return SlotBudget(slots_L, least + extra, us_LK, counts_K, limit_bytes, training)
+
+
+def _spare(workload: Workload, limit_bytes: int, rows: int, *, training: bool) -> int:
+    """Return the slots of a rank, all layers together, that fit beside each expert once and buffers of so many rows.
+
+    Raises Infeasible where not even these fit.
+    """
+    slots = (workload.num_layers + _unplanned(workload)) * _least(workload)
+    fixed = memory_use(workload, slots, rows, training=training)
+    _check_fits(workload, fixed, limit_bytes)
+    return (limit_bytes - fixed.total_bytes) // slot_bytes(workload.model, training=training)
 
 
 def _spent(spare: int, us_LK: FloatArray, counts_K: IntArray, *, even: bool) -> IntArray:
@@ -136,13 +144,9 @@ def solve_budgeted(
 def _beside(rows: int, budget: SlotBudget, workload: Workload, *, even: bool) -> SlotBudget:
     """Return the budget that leaves room for buffers of so many rows; raises Infeasible where there is none."""
     assert budget.limit_bytes is not None
-    least = _least(workload)
-    slots = (workload.num_layers + _unplanned(workload)) * least
-    fixed = memory_use(workload, slots, rows, training=budget.training)
-    _check_fits(workload, fixed, budget.limit_bytes)
-    spare = (budget.limit_bytes - fixed.total_bytes) // slot_bytes(workload.model, training=budget.training)
+    spare = _spare(workload, budget.limit_bytes, rows, training=budget.training)
     slots_L = _spent(spare, budget.us_LK, budget.counts_K, even=even)
-    return replace(budget, slots_L=slots_L, alike=least + min(spare // workload.num_layers, budget.alike - least))
+    return replace(budget, slots_L=slots_L, alike=min(_least(workload) + spare // workload.num_layers, budget.alike))
 
 
 def _solve_at(

@@ -30,9 +30,9 @@ def priced_bounds(layers: BoundedLayers) -> FloatArray:
     cost, load_LE = layers.cost, layers.load_LE
     most_L = pigeonhole_loads(load_LE, layers.slots_R)
     packed_us_L = _busiest_us(layers, most_L, cost.row_us_R)
-    level_us_L = load_LE.sum(axis=1) / (1.0 / cost.row_us_R).sum()  # every rank equally long at its rows
     slot_rows = float((cost.slot_us_R / cost.row_us_R).min())  # rows that take as long as an active expert by itself
-    level_us_L += slot_rows * layers.active_LE.sum(axis=1) / (1.0 / cost.row_us_R).sum()
+    level_rows_L = load_LE.sum(axis=1) + slot_rows * layers.active_LE.sum(axis=1)
+    level_us_L = level_rows_L / (1.0 / cost.row_us_R).sum()  # every rank equally long at them
     tight_L = packed_us_L > level_us_L  # else the priced experts are the tighter half anyhow
     packed = layers.where(tight_L)
     best_L = _busiest_us(layers, most_L, cost.row_us_R + _own_links_us_R(layers))
