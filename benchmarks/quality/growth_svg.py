@@ -9,7 +9,7 @@ import numpy as np
 
 from topologies.svg import FAINT, Canvas
 
-WIDTH, HEIGHT, SIDE, TOP = 860.0, 380.0, 260.0, 70.0
+WIDTH, HEIGHT, SIDE, TOP = 860.0, 400.0, 260.0, 84.0
 LEFTS = (80.0, 520.0)
 SERIES = (("seconds_a_layer", "search", "#2563eb"), ("fast_seconds_a_layer", "fast mode", "#d97706"))
 
@@ -17,7 +17,7 @@ SERIES = (("seconds_a_layer", "search", "#2563eb"), ("fast_seconds_a_layer", "fa
 def growth_svg(by_ranks: Sequence[Mapping[str, Any]], by_experts: Sequence[Mapping[str, Any]]) -> str:
     """Return the picture of both series of growth cases."""
     canvas = Canvas()
-    canvas.text(LEFTS[0], 28, "Seconds a layer on one core (two-level, prefill)", size=16, anchor="start", bold=True)
+    canvas.text(LEFTS[0], 28, "Seconds a layer on one core, measured (two-level)", size=16, anchor="start", bold=True)
     for left, cases, axis, title in (
         (LEFTS[0], by_ranks, "ranks", "by ranks, 256 experts"),
         (LEFTS[1], by_experts, "experts", "by experts, 32 ranks"),
@@ -28,11 +28,11 @@ def growth_svg(by_ranks: Sequence[Mapping[str, Any]], by_experts: Sequence[Mappi
 
 
 def _plot(canvas: Canvas, left: float, cases: Sequence[Mapping[str, Any]], axis: str) -> None:
-    """Draw one square plot; each cross is a case, with its seconds beside it."""
+    """Draw one square plot; each dot is a case, with its seconds beside it."""
     x_of = _axis([case[axis] for case in cases], left, left + SIDE)
     every = [case[name] for case in cases for name, *_ in SERIES]
     y_of = _axis(every, TOP + SIDE, TOP)
-    canvas.box(left - 14, TOP - 14, SIDE + 28, SIDE + 28, fill="#ffffff", edge="#d1d5db", radius=0, back=True)
+    canvas.box(left - 20, TOP - 20, SIDE + 40, SIDE + 34, fill="#ffffff", edge="#d1d5db", radius=0, back=True)
     for case in cases:
         canvas.text(x_of(case[axis]), TOP + SIDE + 32, f"{case[axis]}", size=11, fill=FAINT)
         for name, _, fill in SERIES:
