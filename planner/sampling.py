@@ -116,10 +116,11 @@ def _sample_rows(rates_SE: Floats, set_T: Ints, top_k: int, rng: np.random.Gener
     for chunk in _chunks(len(set_T), top_k, E):
         sets = set_T[chunk]
         orders = min(len(sets), ORDERS)
-        order_OE = rng.permuted(np.broadcast_to(np.arange(E), (orders, E)), axis=1)
+        order_OE = rng.permuted(np.broadcast_to(np.arange(E, dtype=np.uint16), (orders, E)), axis=1)
         key, row_T = np.unique(sets * orders + np.arange(len(sets)) % orders, return_inverse=True)
         order_RE = order_OE[key % orders]
-        picked = _systematic(np.take_along_axis(units_SE[key // orders], order_RE, axis=1), row_T, top_k, rng)
+        units_RE = units_SE.take(order_RE + (key // orders * E)[:, None])
+        picked = _systematic(units_RE, row_T, top_k, rng)
         out[chunk] = np.sort(order_RE[row_T[:, None], picked], axis=1)
     return out
 
@@ -135,10 +136,11 @@ def _systematic(units_RE: Ints, row_T: Ints, total: int, rng: np.random.Generato
     """Return [T, total] distinct positions; token t lays out row `row_T[t]`, whose intervals sum to total * UNIT."""
     R, E = units_RE.shape
     starts_R = np.arange(R, dtype=np.int64) * (total * UNIT)
-    ends = (np.cumsum(units_RE, axis=1) + starts_R[:, None]).ravel()
+    ends_RE = np.cumsum(units_RE, axis=1)
+    ends_RE += starts_R[:, None]
     first_T = starts_R[row_T] + rng.integers(0, UNIT, len(row_T))
     marks = first_T[:, None] + np.arange(total, dtype=np.int64) * UNIT
-    return np.asarray(np.searchsorted(ends, marks, side="right") - row_T[:, None] * E)
+    return np.asarray(np.searchsorted(ends_RE.ravel(), marks, side="right") - row_T[:, None] * E)
 
 
 def _to_units(rates_NE: Floats, total: int) -> Ints:
