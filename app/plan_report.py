@@ -14,6 +14,7 @@ from app.room import Room
 from app.scenarios import scenario_table, scenarios_json
 from app.tables import as_json, comparison, groups_note
 from planner import Cluster, Plan, TimingProfile, Workload
+from planner.plan import Certificate
 from planner.survive import survivors_E
 
 if TYPE_CHECKING:
@@ -46,16 +47,7 @@ def report(
         console.print(scenario_table(robust))
         note += f"; in the scenario where this plan takes longest, {robust.workloads[robust.worst].routing.name}"
     console.print(comparison(predictions, profile, {"this plan": gap}, note=note))
-    best = min(outcome.solution.predictions[:-1], key=lambda prediction: prediction.total_us)
-    console.print(
-        f"{best.total_us / predictions[-1].total_us:.3f}x the speed of the best baseline ({best.name}); "
-        + (
-            f"proven within {certificate.gap:.2%} of optimal"
-            if certificate.proven
-            else f"not proven optimal: the lower bound is {certificate.gap:.1%} away"
-        )
-        + f" ({certificate.objective}); {certificate.seconds:.1f} s with {certificate.solver}"
-    )
+    console.print(_verdict(outcome, certificate))
     if result.replica_choice == "cover":
         console.print("replica choice cover: a token uses the copies on ranks and in domains that it visits anyway")
     if cluster.groups.count > 1:
@@ -75,6 +67,19 @@ def report(
         messages().print("no file written: add -o plan.json")
     else:
         console.print(f"wrote {output}")
+
+
+def _verdict(outcome: Outcome, certificate: Certificate) -> str:
+    best = min(outcome.solution.predictions[:-1], key=lambda prediction: prediction.total_us)
+    proof = (
+        f"proven within {certificate.gap:.2%} of optimal"
+        if certificate.proven
+        else f"not proven optimal: the lower bound is {certificate.gap:.1%} away"
+    )
+    return (
+        f"{best.total_us / outcome.predictions[-1].total_us:.3f}x the speed of the best baseline ({best.name}); "
+        f"{proof} ({certificate.objective}); {certificate.seconds:.1f} s with {certificate.solver}"
+    )
 
 
 def _print_moves(console: Console, outcome: Outcome, cluster: Cluster) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from executor.held import Part
 from executor.moe_layers import find_moe_layers
 from executor.pieces import Pieces
+from executor.transport import Transport
 from executor.whole_state import shared_state
 from topologies.errors import BadInput, EpplanError
 
@@ -63,11 +67,12 @@ def save_checkpoint(path: str | Path, model: nn.Module, optimizer: torch.optim.O
     if optimizer is not None:
         state |= _optimizer_tensors(_parts(model), optimizer)
     partial = path.with_name(f"{path.name}.partial")
-    with _as_collective(model, f"saving {path.name}"):
+    transport = _transport(model)
+    with transport.inside(f"saving {path.name}"):
         _remove(partial)  # of a job that was killed as it saved
         try:
             with _one_process_is_meant():
-                save(state, checkpoint_id=partial)
+                save(state, storage_writer=_Writer(partial, transport))
         except CheckpointException as error:
             _remove(partial)
             raise NotSaved(f"{path} is not saved: {_first_failure(error)}") from error
@@ -87,10 +92,22 @@ def _first_failure(error: CheckpointException) -> str:
     return f"rank {rank} raised {type(cause).__name__}: {cause}"
 
 
-def _as_collective(model: nn.Module, call: str) -> AbstractContextManager[None]:
-    """Have a rank that is lost meanwhile named, as in the exchanges of the model's layers."""
+class _Writer(FileSystemWriter):
+    """Writes as torch does, but tells the other ranks when it is at its own part: a rank that hangs there is named."""
+
+    def __init__(self, path: Path, transport: Transport) -> None:
+        super().__init__(path)
+        self.transport = transport
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        with self.transport.outside():
+            return super().write_data(plan, planner)
+
+
+def _transport(model: nn.Module) -> Transport:
+    """Return what has a rank that is lost named, as in the exchanges of the model's layers."""
     transports = (layer.exchange.transport for layer in find_moe_layers(model).values())
-    return next((transport.inside(call) for transport in transports), nullcontext())
+    return next(transports, Transport())
 
 
 def load_checkpoint(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -111,7 +128,7 @@ def load_checkpoint(path: str | Path, model: nn.Module, optimizer: torch.optim.O
         _make_room(parts, optimizer, found)
         state |= _optimizer_tensors(parts, optimizer)
     _agree("".join(_unlike(state, found)[:1]), path)
-    with _as_collective(model, f"loading {path.name}"), _one_process_is_meant():
+    with _transport(model).inside(f"loading {path.name}"), _one_process_is_meant():
         load(state, storage_reader=reader)
 
 

@@ -98,6 +98,15 @@ class Roster:
         finally:
             self._call, self._since = "", time.monotonic()
 
+    @contextmanager
+    def outside(self) -> Iterator[None]:
+        """Say, inside a collective, that this rank is at its own part of it: should it hang, it is the one to blame."""
+        call, self._call, self._since = self._call, "", time.monotonic()
+        try:
+            yield
+        finally:
+            self._call, self._since = call, time.monotonic()
+
     def give_up(self, verdict: str) -> None:
         """Leave word for the others why this rank ends."""
         self._verdict = self._verdict or verdict

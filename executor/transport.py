@@ -65,6 +65,10 @@ class Transport:
         """Tell the roster that this rank stands in a collective; where it fails, RankLost names who is to blame."""
         return nullcontext() if self.roster is None else self.roster.inside(call)
 
+    def outside(self) -> AbstractContextManager[None]:
+        """Tell the roster that this rank, inside a collective, is at work that no other rank waits in."""
+        return nullcontext() if self.roster is None else self.roster.outside()
+
     def give_up(self, why: str) -> None:
         """Leave word for the other ranks why this one is about to end."""
         if self.roster is not None:

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -76,11 +77,7 @@ def watch(
     epplan watch stats/ --plan plan.json --apply 'python reload.py {plan}' --max-moves 10% --json >> watch.log
     epplan watch stats/ --plan plan.json --apply 'sh -c "cp {plan} /etc/engine/ && systemctl reload engine"' --once
     """
-    for option, value in (("--interval", interval), ("--pay-back", pay_back), ("--time-limit", time_limit)):
-        if value is not None and not math.isfinite(value):
-            raise BadInput(f"{option} is {value}, must be a finite number")
-    if not Path(folder).is_dir():
-        raise BadInput(f"{folder}: cannot be watched: no such folder")
+    _check(folder, {"--interval": interval, "--pay-back": pay_back, "--time-limit": time_limit})
     plan_file = Path(plan_).absolute()
     in_force = load_plan(plan_file)
     plain(in_force.exchange)  # raises for a plan that cannot be followed
@@ -110,6 +107,15 @@ def watch(
         watching.tell("stopped", f"stopped; {plan_file.name} is in force", plan=str(plan_file))
     if once and watching.failed:
         sys.exit(1)
+
+
+def _check(folder: str, numbers: Mapping[str, float | None]) -> None:
+    """Refuse what needs no plan to be seen as wrong."""
+    for option, value in numbers.items():
+        if value is not None and not math.isfinite(value):
+            raise BadInput(f"{option} is {value}, must be a finite number")
+    if not Path(folder).is_dir():
+        raise BadInput(f"{folder}: cannot be watched: no such folder")
 
 
 def _once(watching: Watch, settle: float) -> None:

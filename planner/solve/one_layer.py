@@ -54,7 +54,7 @@ class Budget:
 
     finalists: int | None = None
     domain_swaps: int = 100
-    swaps: int = 60
+    swaps: int = 150
     share_rounds: int = 3
     neighbourhoods: int = 2
     neighbourhood_ranks: int = 3

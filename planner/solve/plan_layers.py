@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Literal
 from planner.coherent import coherent_step
 from planner.placement import IntArray
 from planner.solve.incumbents import Incumbents, place_baselines
-from planner.solve.solution import Objective, Solution
+from planner.solve.solution import LayerSolution, Objective, Solution
 from planner.solve.solvers import solver_name
 from planner.solve.verify import verify_plan
-from planner.timing import EXCHANGES, Overlap, PlanExchange, TimingProfile
+from planner.timing import EXCHANGES, Exchange, Overlap, PlanExchange, TimingProfile
 from planner.workload import Workload
 from topologies import BadInput
 
 if TYPE_CHECKING:
     from planner.solve.one_layer import Budget
+    from planner.solve.search_layers import Found
 
 PLAIN_PART = 0.5  # of a time limit, for the plan that the search under the coherent exchange starts from
 
@@ -60,33 +61,44 @@ def solve(
         return solve_coherent(best, workload, profile, slots, seed, deadline, on_layer)
     known = Incumbents(workload, profile, slots, objective, overlap, place_baselines(workload, slots), even=even)
     names = sorted(EXCHANGES if exchange == "auto" else (exchange,), key=known.start_us)
-    chosen, complete = names[0], True
-    layers = []
-    if time_limit_s != 0:
+    if time_limit_s == 0:
+        chosen, layers, complete, solver = names[0], known.layers(names[0]), True, "no search"
+    else:
         from planner.solve.search_layers import LayerSearch  # noqa: PLC0415 - solvers load only where one searches
 
         search = LayerSearch(known, budget, seed, workers, started, time_limit_s)
         chosen, found, complete = search.run(names, on_layer)
-        starts = [] if len(found) == workload.num_layers else known.layers(chosen)
-        layers = [found.get(row) or starts[row] for row in range(workload.num_layers)]
-    if not layers or (objective == "time" and sum(layer.objective for layer in layers) > known.start_us(names[0])):
-        chosen, layers = names[0], known.layers(names[0])
+        chosen, layers = _best_layers(known, names[0], chosen, found)
+        solver = solver_name()
     placements = [layer.placement for layer in layers]
     verify_plan(placements, slots, workload.model, workload.layers, workload.cluster)
     if objective == "balance":
         chosen = min(names, key=lambda name: known.predict(placements, name).total_us)
-    predictions = (*known.baselines_predicted(chosen), known.predict(placements, chosen))
     return Solution(
         objective=objective,
         exchange=chosen,
         layers=tuple(layers),
         baselines=known.baselines,
-        predictions=predictions,
+        predictions=(*known.baselines_predicted(chosen), known.predict(placements, chosen)),
         complete=complete,
         seconds=time.monotonic() - started,
-        solver="no search" if time_limit_s == 0 else solver_name(),
+        solver=solver,
         even=even,
     )
+
+
+def _best_layers(
+    known: Incumbents, promising: Exchange, chosen: Exchange, found: Found
+) -> tuple[Exchange, list[LayerSolution]]:
+    """Return what the search found, with the best start where it found nothing; or all starts where they are faster.
+
+    That can be where Ctrl-C left most layers at their starts under an exchange that only a search makes the fastest.
+    """
+    starts = [] if len(found) == known.workload.num_layers else known.layers(chosen)
+    layers = [found.get(row) or starts[row] for row in range(known.workload.num_layers)]
+    if known.objective == "time" and sum(layer.objective for layer in layers) > known.start_us(promising):
+        return promising, known.layers(promising)
+    return chosen, layers
 
 
 def _check_coherent(

@@ -110,25 +110,7 @@ def solve_scenarios(
     ]
     name = plain(of_mean.exchange)
     deadline = None if time_limit_s is None else started + time_limit_s
-    rows = range(mean.num_layers)
-    starts = [
-        [of_mean.placements[row], *_baselines(of_mean, row, known[0]), *(p for one in known for p in one.starts(row))]
-        for row in rows
-    ]
-    import joblib  # noqa: PLC0415 - a tenth of a second, and not every plan needs it
-
-    calls = (
-        joblib.delayed(_one_layer)(
-            RobustProblem(tuple(one.problem(name, row) for one in known), risk),
-            [None if one.routing.trace is not None else one.sampler(row) for one in workloads],
-            starts[row],
-            budget or Budget(),
-            seed,
-            deadline if time_limit_s != 0 else 0.0,
-        )
-        for row in rows
-    )
-    found: list[tuple[Placement, float]] = joblib.Parallel(n_jobs=workers or joblib.cpu_count())(calls)
+    found = _searched(of_mean, known, name, risk, budget or Budget(), seed, workers, deadline)
     bound_L: FloatArray = risk.of(np.stack([one.bounds(name, thorough=time_limit_s != 0) for one in known]))
     layers = tuple(
         LayerSolution(placement, worth, bound, 0.0)
@@ -144,6 +126,39 @@ def solve_scenarios(
         seconds=time.monotonic() - started,
     )
     return RobustSolution(solution, tuple(workloads), worst, table)
+
+
+def _searched(
+    of_mean: Solution,
+    known: Sequence[Incumbents],
+    name: Exchange,
+    risk: Risk,
+    budget: Budget,
+    seed: int,
+    workers: int | None,
+    deadline: float | None,
+) -> list[tuple[Placement, float]]:
+    """Return the best placement of every layer and its worth, searched in parallel."""
+    import joblib  # noqa: PLC0415 - a tenth of a second, and not every plan needs it
+
+    samplers = [None if one.workload.routing.trace is not None else one.workload for one in known]
+    calls = (
+        joblib.delayed(_one_layer)(
+            RobustProblem(tuple(one.problem(name, row) for one in known), risk),
+            [None if workload is None else workload.sampler(row) for workload in samplers],
+            [
+                of_mean.placements[row],
+                *_baselines(of_mean, row, known[0]),
+                *(p for one in known for p in one.starts(row)),
+            ],
+            budget,
+            seed,
+            deadline,
+        )
+        for row in range(known[0].workload.num_layers)
+    )
+    found: list[tuple[Placement, float]] = joblib.Parallel(n_jobs=workers or joblib.cpu_count())(calls)
+    return found
 
 
 def _baselines(of_mean: Solution, row: int, known: Incumbents) -> list[Placement]:
