@@ -99,14 +99,16 @@ class LayerProblem:
         """Return the placement as this layer may hold it: evened where that is asked, else as it is."""
         return evened(placement, int(self.slots_R[0]), self.load_E) if self.even else placement
 
-    def evaluate(self, placement: Placement, *, every_link: bool = False) -> LayerCost:
+    def evaluate(self, placement: Placement, *, every_link: bool = False, near: LayerCost | None = None) -> LayerCost:
         """Price a placement.
 
         Links inside domains that are far from setting the pace of a two-level exchange are priced by pairs, an upper
-        estimate that changes no time; `every_link` counts them too.
+        estimate that changes no time; `every_link` counts them too. From the cost of a placement that is `near`, only
+        what differs is counted again.
         """
         pairs_CR = pair_rows_CR(self.rows_CE, self.class_domain_C, placement)
-        rows, counted = self._rows_of_legs(placement, pairs_CR, every_link=every_link)
+        known = {} if near is None else near.counted
+        rows, counted = self._rows_of_legs(placement, pairs_CR, known, every_link=every_link)
         load_R = self.class_size_C @ pairs_CR
         slot_S = self.active_E[placement.expert_S] * (placement.share_DS.max(axis=0) > 0)
         active_R = np.bincount(placement.rank_S, weights=slot_S, minlength=self.num_ranks)
@@ -122,27 +124,29 @@ class LayerProblem:
         )
 
     def _rows_of_legs(
-        self, placement: Placement, pairs_CR: FloatArray, *, every_link: bool
+        self, placement: Placement, pairs_CR: FloatArray, known: Mapping[str, DistinctRows], *, every_link: bool
     ) -> tuple[dict[tuple[str, bool], FloatArray], dict[str, DistinctRows]]:
         """Return the rows that each kind of leg carries, and the counts behind those that are distinct."""
         rows: dict[tuple[str, bool], FloatArray] = {("rank", False): pairs_CR}
         counted: dict[str, DistinctRows] = {}
         targets = {leg.target for leg in self.cost.dispatch.legs if leg.distinct}
         if "domain" in targets:
-            counted["domain"] = self._count(placement, self.domain_R, self.num_domains)
+            counted["domain"] = self._count(placement, self.domain_R, self.num_domains, known.get("domain"))
             rows["domain", True] = counted["domain"].rows_CT
             rows["rank", True] = pairs_CR
             phases = (self.cost.dispatch, self.cost.combine)
             if not every_link and all(slack_L(phase, phase_us(phase, rows)[None])[0] for phase in phases):
                 return rows, counted
         if "rank" in targets:
-            counted["rank"] = self._count(placement, np.arange(self.num_ranks), self.num_ranks)
+            counted["rank"] = self._count(placement, np.arange(self.num_ranks), self.num_ranks, known.get("rank"))
             rows["rank", True] = counted["rank"].rows_CT
         return rows, counted
 
-    def _count(self, placement: Placement, target_R: IntArray, num_targets: int) -> DistinctRows:
+    def _count(
+        self, placement: Placement, target_R: IntArray, num_targets: int, near: DistinctRows | None
+    ) -> DistinctRows:
         assert self.tokens is not None, "an exchange that counts distinct targets needs sampled tokens"
-        return DistinctRows(self.tokens, self.class_domain_C, placement, target_R, num_targets)
+        return DistinctRows(self.tokens, self.class_domain_C, placement, target_R, num_targets, near)
 
 
 @dataclass(frozen=True, eq=False)

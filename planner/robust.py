@@ -70,9 +70,11 @@ class RobustProblem:
     risk: Risk
     backups: None = field(default=None, init=False)  # hosts are not lost in a scenario
 
-    def evaluate(self, placement: Placement) -> RobustCost:
-        """Price a placement in every scenario."""
-        return RobustCost(tuple(problem.evaluate(placement) for problem in self.scenarios), self.risk)
+    def evaluate(self, placement: Placement, *, near: RobustCost | None = None) -> RobustCost:
+        """Price a placement in every scenario, from the cost of one that is `near` where there is one."""
+        known = [None] * len(self.scenarios) if near is None else near.costs
+        costs = (one.evaluate(placement, near=cost) for one, cost in zip(self.scenarios, known, strict=True))
+        return RobustCost(tuple(costs), self.risk)
 
     @property
     def even(self) -> bool:
@@ -115,3 +117,10 @@ def scenarios_of(problem: Problem) -> Sequence[LayerProblem]:
 def costs_of(cost: LayerCost | RobustCost) -> Sequence[LayerCost]:
     """Return the costs in every scenario."""
     return cost.costs if isinstance(cost, RobustCost) else (cost,)
+
+
+def evaluate_near(problem: Problem, placement: Placement, cost: LayerCost | RobustCost) -> LayerCost | RobustCost:
+    """Price a placement that differs little from one whose cost is known."""
+    if isinstance(problem, RobustProblem):
+        return problem.evaluate(placement, near=cost if isinstance(cost, RobustCost) else None)
+    return problem.evaluate(placement, near=cost if isinstance(cost, LayerCost) else None)

@@ -1,6 +1,7 @@
 """Rows that cross the wire: a placement and a workload give the rows from every source class to every target.
 
-Shapes: C source classes, E experts, T targets (ranks R or domains D), S slots, P sampled tokens, U distinct share rows.
+Shapes: C source classes, E experts, T targets (ranks R or domains D), S slots, P sampled tokens, Z some of them,
+U distinct share rows.
 
 Rows come in two counts: token-expert pairs, exact for any workload, and distinct (token, target) pairs, counted over
 sampled or traced tokens. Where an expert has several copies, each token-expert pair picks one with the probability of
@@ -18,6 +19,7 @@ import scipy.sparse as sp
 from planner.placement import FloatArray, IntArray, Placement
 
 NARROW = 128  # columns up to which dense products are faster (measured: 64 columns 3x faster, 512 columns 3x slower)
+FEW_CHANGED = 0.5  # tokens of changed experts, of all, up to which only they are counted again
 LOG_MISS_FLOOR = -40.0  # stands for log(0): a token with this expert surely visits the target
 
 
@@ -46,6 +48,11 @@ class TokenSample:
         expert_PE.sum_duplicates()
         expert_PE.data[:] = 1.0
         return cls(expert_PE, class_P, tokens_C)
+
+    @cached_property
+    def expert_EP(self) -> sp.csr_array:
+        """Return the tokens of each expert."""
+        return sp.csr_array(self.expert_PE.T)
 
     def weights_P(self, source_class: int) -> FloatArray:
         """Return how many tokens of a rank of this class each sampled token stands for."""
@@ -88,9 +95,13 @@ class DistinctRows:
         placement: Placement,
         target_R: IntArray,
         num_targets: int,
+        near: DistinctRows | None = None,
     ) -> None:
-        """Work out each token's chance to miss each target; `target_R` is the target (rank or domain) of each rank."""
-        self._tokens, self._num_targets = tokens, num_targets
+        """Work out each expert's chance to miss each target; `target_R` is the target (rank or domain) of each rank.
+
+        From the rows of a placement that is `near`, only the tokens of the experts that stand elsewhere are counted.
+        """
+        self._tokens, self._num_targets, self._near = tokens, num_targets, near
         seen: dict[bytes, int] = {}
         alike_D = np.array([seen.setdefault(share_S.tobytes(), len(seen)) for share_S in placement.share_DS])
         self._alike_C = alike_D[class_domain_C]
@@ -104,42 +115,73 @@ class DistinctRows:
         open_X = np.minimum(mass_EX.data, 1 - 1e-12)  # beyond it a share is whole, and counts exactly
         log_miss = np.where(mass_EX.data > open_X, LOG_MISS_FLOOR, np.log1p(-open_X))
         self._log_miss_EX = sp.csr_array((log_miss, mass_EX.indices, mass_EX.indptr), shape=shape)
-        narrow = shape[1] <= NARROW
-        self._log_miss_PX = None if narrow else sp.csr_array(tokens.expert_PE @ self._log_miss_EX)
+
+    @property
+    def _narrow(self) -> bool:
+        return bool(self._log_miss_EX.shape[1] <= NARROW)
 
     @cached_property
     def _miss_PX(self) -> FloatArray:
         """Return each token's chance to miss each (u, target)."""
-        if self._log_miss_PX is None:
-            dense_PX: FloatArray = np.exp(self._tokens.expert_PE @ self._log_miss_EX.toarray())
-            return dense_PX
-        miss_PX = np.ones(self._log_miss_PX.shape)
-        token_N = np.repeat(np.arange(miss_PX.shape[0]), np.diff(self._log_miss_PX.indptr))
-        miss_PX[token_N, self._log_miss_PX.indices] = np.exp(self._log_miss_PX.data)
+        if self._narrow:
+            return self._missed(self._tokens.expert_PE)
+        log_miss_PX = self._log_miss_PX
+        miss_PX = np.ones(log_miss_PX.shape)
+        token_N = np.repeat(np.arange(miss_PX.shape[0]), np.diff(log_miss_PX.indptr))
+        miss_PX[token_N, log_miss_PX.indices] = np.exp(log_miss_PX.data)
         return miss_PX
+
+    @cached_property
+    def _log_miss_PX(self) -> sp.csr_array:
+        return sp.csr_array(self._tokens.expert_PE @ self._log_miss_EX)
+
+    def _missed(self, expert_ZE: sp.csr_array) -> FloatArray:
+        dense_ZX: FloatArray = np.exp(expert_ZE @ self._log_miss_EX.toarray())
+        return dense_ZX
 
     @cached_property
     def rows_CT(self) -> FloatArray:
         """Return the rows from one rank of each class to each target, own domain or rank included."""
-        tokens, P = self._tokens, self._tokens.expert_PE.shape[0]
-        if tokens.class_P is not None:
-            hit_PX = 1.0 - self._miss_PX
-            rows = [self._by_alike(tokens.weights_P(c) @ hit_PX)[u] for c, u in enumerate(self._alike_C)]
-            return np.stack(rows)
-        if self._log_miss_PX is None:
-            hits_X = P - self._miss_PX.sum(axis=0)
-        else:
-            hit = -np.expm1(self._log_miss_PX.data)
-            hits_X = np.bincount(self._log_miss_PX.indices, hit, self._log_miss_PX.shape[1])
-        rows_CT: FloatArray = tokens.tokens_C[:, None] * self._by_alike(hits_X / P)[self._alike_C]
+        near, self._near = self._near, None  # else every placement of a search would keep all before it
+        changed_E = None if near is None else self._changed_from(near)
+        if near is None or changed_E is None:
+            return self._rows(1.0 - self._miss_PX if self._narrow else _hits(self._log_miss_PX))
+        token_Z = np.unique(self._tokens.expert_EP[changed_E].indices).astype(np.int64)
+        expert_ZE = self._tokens.expert_PE[token_Z]
+        after_CT, before_CT = (one._rows_of(expert_ZE, token_Z) for one in (self, near))
+        rows_CT: FloatArray = near.rows_CT + (after_CT - before_CT)
         return rows_CT
+
+    def _changed_from(self, near: DistinctRows) -> IntArray | None:
+        """Return the experts that stand elsewhere; None where other source domains are alike, or most tokens change."""
+        if self._log_miss_EX.shape != near._log_miss_EX.shape or not np.array_equal(self._alike_C, near._alike_C):
+            return None
+        change_EX = sp.csr_array(self._log_miss_EX - near._log_miss_EX)
+        changed_E: IntArray = np.flatnonzero(np.diff(change_EX.indptr))
+        visits_E = np.diff(self._tokens.expert_EP.indptr)
+        few = visits_E[changed_E].sum() <= FEW_CHANGED * self._tokens.expert_PE.shape[0]
+        return changed_E if few else None
+
+    def _rows_of(self, expert_ZE: sp.csr_array, token_Z: IntArray) -> FloatArray:
+        hit_ZX = 1.0 - self._missed(expert_ZE) if self._narrow else _hits(sp.csr_array(expert_ZE @ self._log_miss_EX))
+        return self._rows(hit_ZX, token_Z)
+
+    def _rows(self, hit_ZX: FloatArray | sp.csr_array, token_Z: IntArray | slice = slice(None)) -> FloatArray:
+        """Return the rows [C, T] of some tokens, from their chances to visit each (u, target)."""
+        tokens = self._tokens
+        if tokens.class_P is None:
+            part_X = hit_ZX.sum(axis=0) / tokens.expert_PE.shape[0]
+            rows_CT: FloatArray = tokens.tokens_C[:, None] * self._by_alike(part_X)[self._alike_C]
+            return rows_CT
+        rows = [self._by_alike(tokens.weights_P(c)[token_Z] @ hit_ZX)[u] for c, u in enumerate(self._alike_C)]
+        return np.stack(rows)
 
     @cached_property
     def gradient_CET(self) -> FloatArray:
         """Return d rows[c, t] / d mass[domain of c, e, t]: rows that the expert alone brings to the target."""
         tokens, miss_PX = self._tokens, self._miss_PX
         own_EX = np.exp(-self._log_miss_EX.toarray())  # an expert's own chance to miss is taken out again
-        expert_EP = tokens.expert_PE.T
+        expert_EP = tokens.expert_EP
         if tokens.class_P is None:
             alone_UET = self._by_alike((expert_EP @ miss_PX) * own_EX / miss_PX.shape[0])
             alone_CET: FloatArray = tokens.tokens_C[:, None, None] * alone_UET[self._alike_C]
@@ -154,3 +196,8 @@ class DistinctRows:
         """Split the last axis (u, target) and bring u to the front."""
         split = value_X.reshape(*value_X.shape[:-1], -1, self._num_targets)
         return np.moveaxis(split, -2, 0)
+
+
+def _hits(log_miss_ZX: sp.csr_array) -> sp.csr_array:
+    """Return chances to visit from logarithms of chances to miss; what is not there is never visited."""
+    return sp.csr_array((-np.expm1(log_miss_ZX.data), log_miss_ZX.indices, log_miss_ZX.indptr), shape=log_miss_ZX.shape)

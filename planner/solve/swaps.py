@@ -17,7 +17,7 @@ import numpy as np
 from planner.cost import Leg, Phase
 from planner.layer import LayerCost, LayerProblem
 from planner.placement import BoolArray, FloatArray, IntArray, Placement
-from planner.robust import Problem, RobustCost, RobustProblem, costs_of, scenarios_of
+from planner.robust import Problem, RobustCost, RobustProblem, costs_of, evaluate_near, scenarios_of
 
 MIN_GAIN = 1e-6  # a relative gain below this is not worth a step
 DOUBLINGS = 6  # the maximum is followed through a mean of exponent 2^6: ties have a slope, no plateau stops the descent
@@ -148,7 +148,7 @@ def _best_swaps(
     kept: list[tuple[int, int, int]] = []
     for mine, theirs, other in every[0].most_promising(soft_ARB, now * (1 - MIN_GAIN)):
         trial = reshare(swapped(placement, [*kept, (mine, theirs, other)]))
-        trial_cost = problem.evaluate(trial)
+        trial_cost = evaluate_near(problem, trial, cost)
         if soft_us(problem, trial_cost) < now * (1 - MIN_GAIN):
             kept.append((mine, theirs, other))
             best, cost, now = trial, trial_cost, soft_us(problem, trial_cost)

@@ -119,6 +119,34 @@ def test_gradient_is_the_difference_of_rows(seed, by_class):
         assert gradient[domain, expert, rank] == pytest.approx(slope, rel=1e-6, abs=1e-9)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.booleans(), st.sampled_from([2, 3, 70]), st.integers(1, 5))
+def test_what_is_near_is_counted_as_anew(seed, by_class, ranks, moved):
+    """3 domains; on 70 ranks chances are kept sparse. A few slots trade ranks, and one expert's shares change."""
+    rng = np.random.default_rng(seed)
+    experts, domains = 140, 3
+    placement = random_placement(rng, experts, ranks, domains, slots=100 if ranks < 70 else 4)
+    ids = np.array([rng.choice(experts, 3, replace=False) for _ in range(40)])
+    class_P = rng.integers(0, domains, 40) if by_class else None
+    tokens = TokenSample.of_ids(ids, experts, class_P, np.full(domains, 40.0))
+
+    def counted(one, near=None):
+        return DistinctRows(tokens, np.arange(domains), one, np.arange(ranks), ranks, near)
+
+    rank_S, share_DS = placement.rank_S.copy(), placement.share_DS.copy()
+    slots = rng.choice(len(rank_S), moved + 1, replace=False)
+    rank_S[slots] = np.roll(rank_S[slots], 1)
+    mine_S = placement.expert_S == placement.expert_S[slots[0]]
+    share_DS[:, mine_S] = np.roll(share_DS[:, mine_S], 1, axis=1)
+    order = np.argsort(rank_S, kind="stable")
+    other = Placement(placement.expert_S[order], rank_S[order], share_DS[:, order], experts, ranks)
+    before = counted(placement)
+    near, anew = counted(other, before), counted(other)
+    assert near.rows_CT == pytest.approx(anew.rows_CT, rel=1e-12, abs=1e-12)
+    assert near.gradient_CET == pytest.approx(anew.gradient_CET, rel=1e-12)
+    assert counted(placement, near).rows_CT == pytest.approx(before.rows_CT, rel=1e-12, abs=1e-12)
+
+
 def test_uniform_routing_meets_the_closed_form():
     """Distinct domains of uniform routing: D * (1 - C(E - E/D, k) / C(E, k)) (design, section 4)."""
     model = tiny_model(64, top_k=8)
