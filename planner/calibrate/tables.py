@@ -105,11 +105,12 @@ def read_table(path: str | Path) -> Table:
         frame = pd.read_csv(io.StringIO(text), skipinitialspace=True, comment="#")
     except (ValueError, pd.errors.ParserError) as error:  # EmptyDataError is a ValueError
         raise BadInput(f"{name}: not a CSV table: {' '.join(str(error).split())[:160]}") from error
-    frame.columns = pd.Index([str(column).strip() for column in frame.columns])
-    for column in frame.columns:
-        base, _, number = column.rpartition(".")  # pandas renames a second "x" to "x.1"
-        if number == "1" and base in frame.columns:
-            raise BadInput(f"{name}: the column {base[:40]!r} stands twice")
+    names = [str(column).strip() for column in frame.columns]
+    frame.columns = pd.Index(names)
+    for number, column in enumerate(names):
+        first = column.removesuffix(".1") if column.removesuffix(".1") in names else column  # pandas' name for a second
+        if first in names[:number]:
+            raise BadInput(f"{name}: the column {first[:40]!r} stands twice")
     return _usable(name, _kind(frame, name), frame)
 
 
