@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.plans import FILES
 from benchmarks.quality.coherent_cases import COHERENT, coherent_case
@@ -32,6 +32,7 @@ from planner.solve import Solution
 from planner.solve.replan import replan
 from planner.solve.scenarios import solve_scenarios
 from planner.synthetic import power_law
+from planner.timing import Exchange
 from planner.workload import Workload
 
 Case = Callable[[], dict[str, Any]]
@@ -59,6 +60,9 @@ def all_cases(folder: Path, workers: int, layers: int | None = None) -> dict[str
         cases[name] = _bind(coherent_case, setting, folder / f"{name}.plan.json", workers)
     for file in FILES:
         cases[f"balance-{file}"] = _bind(balance_case, file, workers)
+    for (step, tokens), file in itertools.product(STEPS.items(), FILES):
+        cases[f"pairwise-{step}-{file}"] = _bind(whole_case, file, "hgx-h100:4", 9, tokens, "pairwise", workers)
+    cases["whole-hgx-h100x18"] = _bind(whole_case, "prefill_in1024", "hgx-h100:18", 2, 4096, "auto", workers)
     cases["migration"] = _bind(migration_case, workers)
     cases["robust"] = _bind(robust_case, workers)
     for hosts in (1, 2):
@@ -160,6 +164,27 @@ def balance_case(file: str, workers: int) -> dict[str, Any]:
         "file": file,
         "worst_imbalance": worst,
         "worst_gap": max(layer.gap for layer in solution.layers),
+        "seconds": round(solution.seconds, 2),
+    }
+
+
+def whole_case(
+    file: str, cluster: str, slots: int, tokens: int, exchange: Exchange | Literal["auto"], workers: int
+) -> dict[str, Any]:
+    """Plan all layers under one exchange, or under the fastest; the gap of each layer."""
+    workload = counts_workload(file, cluster, tokens)
+    solution = solve(workload, PROFILE, even_slots(workload, slots), exchange=exchange, workers=workers)
+    best_us = min(prediction.total_us for prediction in solution.predictions[:-1])
+    return {
+        "file": file,
+        "cluster": cluster,
+        "slots": slots,
+        "tokens": tokens,
+        "exchange": solution.exchange,
+        "total_us": solution.predictions[-1].total_us,
+        "best_us": best_us,
+        "bound_us": sum(layer.bound for layer in solution.layers),
+        "gaps": [layer.gap for layer in solution.layers],
         "seconds": round(solution.seconds, 2),
     }
 

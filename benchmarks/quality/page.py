@@ -34,6 +34,7 @@ def write_page(work: Path, docs: Path) -> None:
         "traces": _traces(kept),
         "coherent": _coherent(kept),
         "balance": _balance(kept),
+        "whole": _whole(kept),
         "robust": _robust(kept.get("robust")),
         "migration": _migration(kept.get("migration")),
         "cost": _cost(kept),
@@ -179,6 +180,20 @@ def _balance(kept: Mapping[str, Kept]) -> str:
         for case in cases
     ]  # fmt: skip
     return table("file | worst layer: eplb | eplb-global | ours | worst gap | seconds", rows)
+
+
+def _whole(kept: Mapping[str, Kept]) -> str:
+    cases = [case for name, case in kept.items() if name.startswith(("pairwise-", "whole-"))]
+    rows = [
+        [f"{case['cluster']} x {case['slots']}", case["exchange"], f"{case['file']}, {case['tokens']}",
+         f"{case['total_us'] / case['best_us']:.3f}", f"**{case['total_us'] / case['bound_us'] - 1:.1%}**",
+         f"{max(case['gaps']):.1%}", f"{case['seconds']:.0f} (load {case['machine_load']:.0f})", f"{case['peak_mb']:,}"]
+        for case in cases
+    ]  # fmt: skip
+    header = (
+        "cluster x slots | exchange | file, tokens per rank | ratio under this exchange | gap | worst layer | seconds"
+    )
+    return table(header + " | MB, all processes", rows) if rows else "Not run yet."
 
 
 def _robust(case: Kept | None) -> str:
