@@ -53,14 +53,9 @@ def read_csv(file: RoutingFile, formats: str) -> RawRouting:
 
 def _content_lines(file: RoutingFile) -> Iterator[tuple[int, bytes]]:
     """Yield (number, line) of the lines that are neither blank nor comments."""
-    with file.open() as stream:
-        number = 0
-        while line := stream.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(line) > MAX_LINE_BYTES:
-                raise BadInput(f"{file.source}: line {number} is over the limit of {MAX_LINE_BYTES} bytes")
-            if line.strip() and not line.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"#"):
-                yield number, line
+    for number, line in file.lines(MAX_LINE_BYTES):
+        if not line.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"#"):
+            yield number, line
 
 
 def _decoded(number: int, line: bytes, source: str) -> str:

@@ -9,7 +9,6 @@ Every line of a JSONL file is a step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -41,22 +40,12 @@ def read_json(data: bytes, source: str) -> RawRouting:
 def read_jsonl(file: RoutingFile) -> RawRouting:
     """Return the counts of a file with an object on every line, each a step."""
     tally = Tally(file.source)
-    for step, (what, line) in enumerate(_lines(file)):
+    for step, (number, line) in enumerate(file.lines(MAX_LINE_BYTES)):
+        what = f"{file.source}: line {number}"
         counts, name = _logical(parse_json(line, what), what)
         for layer, count_E in enumerate(from_steps(counts, name).counts[:, 0]):  # type: ignore[index]  # counts are set
             tally.add(layer, 0, step, count_E)
     return tally.result(stated=False)
-
-
-def _lines(file: RoutingFile) -> Iterator[tuple[str, bytes]]:
-    with file.open() as stream:
-        number = 0
-        while line := stream.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(line) > MAX_LINE_BYTES:
-                raise BadInput(f"{file.source}: line {number} is over the limit of {MAX_LINE_BYTES} bytes")
-            if line.strip():
-                yield f"{file.source}: line {number}", line
 
 
 def _logical(document: Any, source: str) -> tuple[NDArray[np.float64], str]:

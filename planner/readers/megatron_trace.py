@@ -8,7 +8,7 @@ noticed where a model is given. Multi-token-prediction blocks are left out. `ran
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +33,7 @@ def read_megatron(files: Sequence[RoutingFile], source: str) -> RawRouting:
     left_out = 0
     for file in files:
         block = _Block(tally)
-        for number, line in _lines(file):
+        for number, line in file.lines(MAX_LINE_BYTES):
             what = f"{file.source}: line {number}"
             record = _record(line, what)
             if record.get("block", "decoder") != "decoder":
@@ -69,18 +69,6 @@ class _Block:
         if self._ids and self._key is not None:
             self._tally.tokens.add(self._key[0], self._ids)
         self._ids = {}
-
-
-def _lines(file: RoutingFile) -> Iterator[tuple[int, bytes]]:
-    """Yield (number, line) of the lines that are not blank."""
-    with file.open() as stream:
-        number = 0
-        while line := stream.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(line) > MAX_LINE_BYTES:
-                raise BadInput(f"{file.source}: line {number} is over the limit of {MAX_LINE_BYTES} bytes")
-            if line.strip():
-                yield number, line
 
 
 def _record(line: bytes, what: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -82,6 +82,17 @@ class RoutingFile:
             raise BadInput(f"{self.source}: {self.size} bytes, over the limit of {limit_bytes}")
         with self.open() as stream:
             return stream.read()
+
+    def lines(self, limit_bytes: int) -> Iterator[tuple[int, bytes]]:
+        """Yield (number, line) of the lines that are not blank; raise BadInput for one over the limit."""
+        with self.open() as stream:
+            number = 0
+            while line := stream.readline(limit_bytes + 1):
+                number += 1
+                if len(line) > limit_bytes:
+                    raise BadInput(f"{self.source}: line {number} is over the limit of {limit_bytes} bytes")
+                if line.strip():
+                    yield number, line
 
     def sha256(self) -> str:
         """Return the digest of all bytes, in hexadecimal."""
