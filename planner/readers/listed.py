@@ -17,7 +17,7 @@ REQUIRED = ("layer", "expert", "count")
 OPTIONAL = ("source", "step")
 LIMITS = {"layer": 99_999, "expert": MAX_EXPERTS, "source": 99_999, "step": 2**31 - 1}
 """The largest value of each column of indices."""
-PIECE_ROWS = 200_000
+PIECE_ROWS = 50_000
 
 IntArray = NDArray[np.int64]
 
