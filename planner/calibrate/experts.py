@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.optimize import least_squares
 
 from planner.calibrate.exchanges import FitSource
-from planner.calibrate.loads import IntArray, Step, is_known, rank_loads
+from planner.calibrate.loads import DRAWS, IntArray, Step, is_known, rank_loads
 from planner.calibrate.systems import WEIGHT_BYTES, peak_tflops, row_type, system_figures
 from planner.calibrate.tables import Table
 from planner.exchange_model import FloatArray
@@ -24,6 +24,7 @@ from topologies.errors import BadInput
 
 KNOTS = (1.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0)
 GRID = np.concatenate([np.arange(65.0), np.geomspace(64, 1e7, 320)[1:]])  # rows of an expert; exact up to 64
+MAX_DRAWN = 100_000_000  # loads of slots behind a table: the largest published one known here needs 8 million
 MATRICES = 3.0  # gate, up and down; 2 flops a weight
 GATHER_BYTES = 2.0  # of an element of a token that is brought into order, bf16
 SMOOTH, PRIOR = 0.3, 0.01  # weight of steps between knots, and of the distance from the starting values
@@ -91,11 +92,11 @@ def build_expert_cases(table: Table) -> ExpertCases:
     )
     slots = frame["slots"].fillna(frame["experts"]) if "slots" in frame else frame["experts"]
     keys = keys.assign(slots=np.maximum(slots, frame["experts"]))
-    case_N, rows_N, weight_N, rank_rows_X = _histograms(keys)
     params_X = (MATRICES * keys["hidden"] * keys["intermediate"]).to_numpy(float)
     rated = [
         _rated(str(system), str(dtype), table.name) for system, dtype in zip(keys["system"], keys["dtype"], strict=True)
     ]
+    case_N, rows_N, weight_N, rank_rows_X = _histograms(keys, table.name)
     bytes_X = np.array([WEIGHT_BYTES.get(str(dtype), 2.0) for dtype in keys["dtype"]]) * params_X
     tokens_X = keys["tokens"].to_numpy(float)
     if "slots" in frame:  # only the tokens that reach the rank pass it; else the benchmark passes all of them
@@ -125,10 +126,16 @@ def _rated(system: str, dtype: str, name: str) -> tuple[float, float]:
     return figures.hbm_gbps, peak
 
 
-def _histograms(keys: pd.DataFrame) -> tuple[IntArray, FloatArray, FloatArray, FloatArray]:
+def _histograms(keys: pd.DataFrame, name: str) -> tuple[IntArray, FloatArray, FloatArray, FloatArray]:
     """Return (case, rows, expected experts with so many rows) of all pairs, and the mean rows on the measured rank."""
     case, rows, weight, rank_rows = [], [], [], []
-    columns = ("tokens", "experts", "top_k", "ranks", "slots", "distribution")
+    columns = ["tokens", "experts", "top_k", "ranks", "slots", "distribution"]
+    drawn = DRAWS * int(keys[columns].drop_duplicates()["slots"].sum())
+    if drawn > MAX_DRAWN:
+        raise BadInput(
+            f"{name}: its cases need {drawn:,} loads of slots to be drawn, over the limit of {MAX_DRAWN:,}; "
+            "leave some out (an expression on its columns)"
+        )
     for number, values in enumerate(zip(*(keys[column] for column in columns), strict=True)):
         tokens, experts, top_k, ranks, slots = (max(int(value), 1) for value in values[:5])
         step = Step(tokens, experts, min(top_k, experts), min(ranks, experts), slots, str(values[5]))

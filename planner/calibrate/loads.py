@@ -97,10 +97,11 @@ def _settle(counts_E: IntArray, pairs: int, tokens: int) -> None:
     """Give or take pairs, least loaded experts first, until the counts sum to `pairs`; changes its argument."""
     coldest_E = np.argsort(-counts_E, kind="stable")[::-1]
     while (missing := pairs - int(counts_E.sum())) > 0:
-        room = coldest_E[counts_E[coldest_E] < tokens][:missing]
+        room = coldest_E[counts_E[coldest_E] < tokens]
         if room.size == 0:
             return
-        counts_E[room] += 1
+        rounds = min(missing // room.size, int((tokens - counts_E[room]).min()))  # in which all of them get one
+        counts_E[room if rounds else room[:missing]] += max(rounds, 1)
     for turn in range(-missing):
         expert = coldest_E[turn % len(coldest_E)]
         counts_E[expert if counts_E[expert] > 0 else int(counts_E.argmax())] -= 1

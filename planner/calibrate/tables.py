@@ -57,9 +57,9 @@ _OPTIONAL_NUMBERS = {
 _MAY_BE_ZERO = ("dispatch_notify_us", "combine_notify_us", "bytes_out_max")
 _LARGEST = 1e15  # no count, size or time of a sane table is larger
 _MOST = {
-    "top_k": 4096.0,
-    "experts": 1e5,
-    "slots": 1e5,
+    "top_k": 512.0,
+    "experts": 4096.0,
+    "slots": 4096.0,
     "tokens": 1e8,
     "ranks": 1e6,
 }  # loads are drawn, so they must fit

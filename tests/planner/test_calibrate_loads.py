@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from planner.calibrate.loads import Step, greedy_pack, is_known, power_law_counts, rank_loads
+from planner.calibrate.loads import Step, _settle, greedy_pack, is_known, power_law_counts, rank_loads
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 16, 64, 1000])
@@ -10,6 +12,28 @@ def test_power_law_counts_add_up_and_no_expert_exceeds_the_tokens(tokens):
     assert (counts.sum(axis=1) == tokens * 4).all()
     assert counts.max() <= tokens
     assert counts.min() >= 0
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=8), st.integers(1, 30), st.integers(1, 8))
+def test_missing_pairs_are_dealt_as_one_by_one(counts, tokens, top_k):
+    """Round after round every expert with room gets one, the coldest first; whole rounds are dealt at once."""
+    before = np.minimum(counts, tokens)
+    pairs = min(top_k, len(counts)) * tokens
+    dealt, coldest = before.tolist(), np.argsort(-before, kind="stable")[::-1].tolist()
+    while sum(dealt) < pairs:
+        for expert in [e for e in coldest if dealt[e] < tokens][: pairs - sum(dealt)]:
+            dealt[expert] += 1
+    after = before.copy()
+    _settle(after, pairs, tokens)
+    assert sum(after.tolist()) == pairs
+    if sum(before.tolist()) <= pairs:
+        assert after.tolist() == dealt
+
+
+def test_millions_of_missing_pairs_are_dealt_at_once():
+    counts = np.zeros(8, dtype=np.int64)
+    _settle(counts, 2 * 10**8, 10**8)
+    assert counts.tolist() == [25 * 10**6] * 8
 
 
 def test_one_token_lands_on_one_rank():
