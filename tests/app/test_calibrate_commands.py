@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from app.main import main
-
 HEADER = "system,ranks,nodes,dtype,bytes_per_rank,time_us\n"
 
 
@@ -17,18 +15,6 @@ def table(tmp_path, system="h200_sxm"):
     path = tmp_path / "nccl.csv"
     path.write_text(HEADER + "\n".join(lines) + "\n")
     return str(path)
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def call(*words):
-        monkeypatch.setattr("sys.argv", ["epplan", *words])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capsys.readouterr()
-        return caught.value.code, out, err
-
-    return call
 
 
 def test_fit_then_check_on_what_was_not_fitted(run, tmp_path):

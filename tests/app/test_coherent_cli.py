@@ -5,9 +5,7 @@ import json
 import pytest
 
 from planner import load_plan
-from tests.app.test_plan_cli import failed, loads, run
-
-__all__ = ["loads", "run"]  # fixtures
+from tests.app.test_plan_cli import failed
 
 
 @pytest.fixture

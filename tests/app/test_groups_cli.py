@@ -5,11 +5,9 @@ import json
 import pytest
 
 from planner import load_plan
-from tests.app.test_plan_cli import failed, run
+from tests.app.test_plan_cli import failed
 from tests.topologies.test_groups import fat_tree
 from topologies.cluster_file import save_spec
-
-__all__ = ["run"]  # a fixture
 
 
 @pytest.fixture

@@ -18,20 +18,6 @@ from tests.planner.routing_data import RECORDER, data_file
 from tests.planner.test_permute import block, checkpoint
 
 
-@pytest.fixture
-def run(monkeypatch, capfd):
-    """Call the real entry point with arguments; return (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["epplan", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            entry.main()
-        captured = capfd.readouterr()
-        return ended.value.code, captured.out, captured.err
-
-    return call
-
-
 def refused(result, *fragments):
     code, out, err = result
     assert code == 2, err

@@ -7,41 +7,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from app import main as entry
 from app.commands.diff import diff
 from app.commands.evaluate import evaluate
 from app.commands.plan import plan
 from app.main import COMMANDS, cli
 from planner import load_plan
 from tests.planner.routing_data import DATA
-
-
-@pytest.fixture
-def run(monkeypatch, capfd):
-    """Call the real entry point with arguments; return (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["epplan", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            entry.main()
-        captured = capfd.readouterr()
-        return ended.value.code, captured.out, captured.err
-
-    return call
-
-
-@pytest.fixture
-def loads(tmp_path):
-    """Counts of two layers of OLMoE's 64 experts, written as the user would have them."""
-
-    def write(counts=None, name="loads.json"):
-        if counts is None:
-            counts = np.random.default_rng(0).zipf(1.6, (16, 64)).clip(1, 200) * 10
-        path = tmp_path / name
-        path.write_text(json.dumps({"logical_count": np.asarray(counts).tolist()}))
-        return path
-
-    return write
 
 
 def plan_olmoe(run, loads, tmp_path, *more):

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from planner import load_plan
-from tests.app.test_plan_cli import failed, loads, plan_olmoe, run
-
-__all__ = ["loads", "run"]  # fixtures
+from tests.app.test_plan_cli import failed, plan_olmoe
 
 FLAT = np.random.default_rng(5).integers(20, 200, (16, 64))
 DRIFTED = np.where(np.random.default_rng(6).random(FLAT.shape) < 0.3, FLAT[:, ::-1], FLAT)

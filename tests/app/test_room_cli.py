@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from planner import load_plan
-from tests.app.test_plan_cli import failed, loads, run
-
-__all__ = ["loads", "run"]  # fixtures
+from tests.app.test_plan_cli import failed
 
 ON_ONE = [
     "--model", "olmoe-1b-7b", "--cluster", "hgx-h100:1", "--workers", 1, "--tokens-per-rank", 512,

@@ -13,9 +13,7 @@ import pytest
 
 from app.commands.watch import watch
 from planner import load_plan
-from tests.app.test_plan_cli import failed, loads, run
-
-__all__ = ["loads", "run"]  # fixtures
+from tests.app.test_plan_cli import failed
 
 FLAT = np.random.default_rng(5).integers(20, 200, (16, 64))
 ON_TWO = ["--model", "olmoe-1b-7b", "--cluster", "hgx-h100:2", "--workers", 1, "--exchange", "two-level"]
