@@ -141,11 +141,10 @@ def _searched(
     """Return the best placement of every layer and its worth, searched in parallel."""
     import joblib  # noqa: PLC0415 - a tenth of a second, and not every plan needs it
 
-    samplers = [None if one.workload.routing.trace is not None else one.workload for one in known]
     calls = (
         joblib.delayed(_one_layer)(
             RobustProblem(tuple(one.problem(name, row) for one in known), risk),
-            [None if workload is None else workload.sampler(row) for workload in samplers],
+            [None if one.workload.routing.trace is not None else one.workload.sampler(row) for one in known],
             [
                 of_mean.placements[row],
                 *_baselines(of_mean, row, known[0]),

@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 
 from planner.calibrate import read_table, select_rows
+from planner.calibrate.experts import build_expert_cases
 from topologies import BadInput
 
 NCCL_TESTS = """\
@@ -127,3 +128,15 @@ def test_a_gpu_whose_name_holds_another_ones(tmp_path, device, system):
     path = tmp_path / "nccl.txt"
     path.write_text(NCCL_TESTS.replace("NVIDIA H100 80GB HBM3", device))
     assert set(read_table(path).frame["system"]) == {system}
+
+
+def test_what_would_take_hours_to_draw_is_refused(tmp_path):
+    """1,200 cases of 4,096 slots, 24 draws each: 118 million loads. 5,000 experts are no row at all."""
+    head = "system,ranks,tokens,hidden,intermediate,top_k,experts,distribution,time_us\n"
+    rows = [f"h200_sxm,8,{tokens},512,256,8,4096,power_law_1.2,40\n" for tokens in range(1, 1201)]
+    large = "h200_sxm,8,64,512,256,8,5000,power_law_1.2,40\n"
+    table = read_table(write(tmp_path, head + "".join(rows) + large))
+    assert len(table.frame) == 1200
+    assert "1 of 1201 rows skipped" in table.remarks[0]
+    with pytest.raises(BadInput, match=r"t\.csv: its cases need 117,964,800 loads .* limit of 100,000,000"):
+        build_expert_cases(table)
