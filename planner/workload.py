@@ -24,6 +24,8 @@ from topologies import BadInput, Cluster
 SAMPLED_TOKENS = 1024  # tokens per layer that stand for the step where rows are counted by distinct destination
 MIN_SAMPLED_TOKENS = 256  # for each source class, where the statistics tell sources apart
 DEFAULT_TOKENS_PER_RANK = 4096  # a prefill step, where plain counts come without a number of tokens
+MAX_RANKS = 2048  # of an EP group: its transfers, and what they take, grow with the square; 6 GB there (measured)
+USUAL_RANKS = 256  # of a large EP group
 MAX_TRACE_TOKENS = 16384  # a longer trace is thinned evenly to this for counting distinct destinations
 
 
@@ -176,8 +178,9 @@ def build_workload(
 
     Without `tokens_per_rank`, a trace is the step (its tokens spread evenly over the ranks) and plain counts are taken
     as `DEFAULT_TOKENS_PER_RANK` tokens a rank. Raises BadInput where the statistics do not fit the model or the
-    cluster.
+    cluster, or the cluster is too large for one EP group.
     """
+    _check_size(cluster)
     if routing.num_experts != model.experts:
         raise BadInput(
             f"{routing.name}: counts of {routing.num_experts} experts, but model {model.name} has {model.experts}"
@@ -201,6 +204,18 @@ def build_workload(
     total_L = np.einsum("lce,c->l", rows_LCE, size_C)
     rows_LCE = rows_LCE * (tokens_per_rank * pairs_per_token * cluster.num_ranks / total_L)[:, None, None]
     return Workload(model, cluster, routing.layers, tokens_per_rank, class_of_rank_R, rows_LCE, routing, seed)
+
+
+def _check_size(cluster: Cluster) -> None:
+    """Refuse, before memory runs out, what is a cluster of many EP groups rather than a single group."""
+    ranks, groups = cluster.num_ranks, cluster.groups.count
+    if ranks > MAX_RANKS:
+        domains = cluster.num_domains  # groups of whole ones, so that all are alike
+        parts = next((n for n in range(-(-ranks // USUAL_RANKS), domains) if domains % n == 0), domains)
+        raise BadInput(
+            f"{cluster.name}: an EP group of {ranks} ranks, over the limit of {MAX_RANKS}; say how many groups share "
+            f"the cluster: --ep-groups {groups * parts} makes them {ranks // parts} ranks each"
+        )
 
 
 def _source_classes(cluster: Cluster, routing: Routing) -> IntArray:

@@ -13,7 +13,7 @@ from tests.planner.coherent_loops import coherent_times
 from tests.planner.definitions import PROFILE, link_us, pair_rows, routing_of, tiny_model
 from tests.planner.test_coherent import drawn, made
 from tests.topologies.test_groups import fat_tree
-from topologies import load_cluster
+from topologies import BadInput, load_cluster
 from topologies.groups import in_groups
 
 
@@ -92,3 +92,11 @@ def test_simulated_flows_share_the_links_too():
     assert shared.dispatch_us >= shared.closed_form.dispatch_us * (1 - 1e-9)
     assert shared.closed_form.dispatch_us == pytest.approx(times(group, "pairwise")[0])
     assert shared.dispatch_us > 1.5 * single.dispatch_us
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_cluster_too_large_for_one_group_is_refused_before_memory_runs_out(groups):
+    """520 hosts, 4,160 ranks: the fewest groups of whole hosts, and of at most 256 ranks, are 20 of 26 hosts."""
+    cluster = in_groups(load_cluster("hgx-h100:520"), groups)
+    with pytest.raises(BadInput, match=f"an EP group of {4160 // groups} ranks.*limit of 2048.*--ep-groups 20 .* 208 ranks"):
+        step(cluster)
