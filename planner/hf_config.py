@@ -21,6 +21,8 @@ EXPERTS = (
     "num_local_experts",  # Mixtral, gpt-oss, Llama-4, MiniMax, Phi-MoE, Granite
     "num_experts",  # Qwen, OLMoE, Jamba, Hunyuan, Ling, Grok-1
     "moe_num_experts",  # DBRX, ERNIE-4.5
+    "num_routed_experts",  # openPangu-Ultra
+    "moe_num_primary_experts",  # SmallThinker
 )
 TOP_K = (
     "num_experts_per_tok",
@@ -31,13 +33,18 @@ TOP_K = (
     "experts_per_token",  # gpt-oss
     "num_selected_experts",  # Grok-1
     "top_k_experts",  # Gemma-4
+    "moe_num_active_primary_experts",  # SmallThinker
 )
-HIDDEN = ("moe_latent_size", "hidden_size", "d_model")  # Nemotron-H sends rows of its latent size
-INTERMEDIATE = (
+MODEL_WIDTH = ("hidden_size", "d_model")
+HIDDEN = ("moe_latent_size", "moe_hidden_size", *MODEL_WIDTH)  # Nemotron-H and Muse Spark send narrower rows
+EXPERT_WIDTH = (
     "moe_intermediate_size",
     "expert_ffn_hidden_size",  # LongCat
     "moe_ffn_hidden_size",
     "expert_intermediate_size",
+)
+INTERMEDIATE = (
+    *EXPERT_WIDTH,
     "ffn_hidden_size",  # DBRX
     "intermediate_size",  # families in which every layer, or none, is MoE; in Llama-4 it is the expert's, too
 )
@@ -47,8 +54,11 @@ SHARED_WIDTH = (
     "shared_expert_intermediate_size",  # Qwen
     "moe_shared_expert_intermediate_size",  # Ling, Nemotron-H
     "share_expert_dim",  # Step-3
+    "share_expert_dims",  # Step-3.5
     "shared_intermediate_size",  # Granite, MiniMax
 )
+SWITCHES = ("enable_moe_block", "is_moe")  # Gemma-4, Doge: false = dense, whatever sizes the experts would have
+PER_LAYER_SIZES = ("block_configs", "per_layer_config")  # gpt-oss-puzzle; transformers 5
 NESTED = (("text_config",), ("language_config",), ("llm_config",), ("thinker_config", "text_config"))
 
 
@@ -86,14 +96,17 @@ def parse_config(document: Any, source: str) -> dict[str, Any]:
     experts = config.integer(EXPERTS, low=0)
     if experts < 2:
         raise BadInput(f"{source}: not a MoE model: {_named(config, EXPERTS)}")
+    _refuse_other_models(config)
     num_layers = config.integer(NUM_LAYERS, default=stated_layers(config))
     width = config.integer(INTERMEDIATE)
+    hidden = config.integer(HIDDEN)
     shared, shared_width = _shared(config, width)
+    shared_width = -(-shared_width * config.integer(MODEL_WIDTH, default=hidden) // hidden)  # they see unnarrowed rows
     groups, top_groups = _groups(config)
     fields = {
         "experts": experts,
         "top_k": config.integer(TOP_K),
-        "hidden": config.integer(HIDDEN),
+        "hidden": hidden,
         "intermediate": width,
         "groups": groups,
         "top_groups": top_groups,
@@ -150,6 +163,30 @@ def _groups(config: Config) -> tuple[int, int]:
     groups = config.integer(("n_group", "num_expert_group"), default=1)
     top_groups = config.integer(("topk_group",), default=groups)
     return (1, 1) if unused else (groups, top_groups)
+
+
+def _refuse_other_models(config: Config) -> None:
+    """Raise BadInput for a model whose layers have no experts, other experts than matrices, or unequal numbers."""
+    for name in SWITCHES:
+        if config.values.get(name) is False:
+            raise BadInput(f"{config.source}: not a MoE model: {name} = false")
+    if config.values.get("model_type") == "doge":
+        raise BadInput(f'{config.source}: model_type = "doge": its experts are rows of embeddings, not matrices')
+    for name in PER_LAYER_SIZES:
+        for layer, sizes in _entries(config.values.get(name)):
+            for names in (EXPERTS, TOP_K, EXPERT_WIDTH):
+                own, of_all = Config(sizes, {}, config.source).find(names), config.find(names)
+                if own and of_all and own[1] != of_all[1]:
+                    raise BadInput(
+                        f"{config.source}: {name}: layer {layer} has {own[0]} = {short(own[1])}, the model "
+                        f"{of_all[0]} = {short(of_all[1])}; one value is supported"
+                    )
+
+
+def _entries(layers: Any) -> list[tuple[Any, dict[str, Any]]]:
+    """Return (layer, its own fields) of an object with a key a layer, or of a list."""
+    pairs = layers.items() if isinstance(layers, dict) else enumerate(layers) if isinstance(layers, list) else ()
+    return [(layer, fields) for layer, fields in pairs if isinstance(fields, dict)]
 
 
 def _refuse_contradictions(config: Config, fields: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ EVERY = ("decoder_sparse_step", "interleave_moe_layer_step", "moe_layer_interval
 """Every n-th layer is MoE, counted from 1 (Qwen; Llama-4; ERNIE-4.5; Arctic)."""
 LISTED = ("moe_layers", "moe_layers_enum")
 """The MoE layers by their indices (Llama-4; Step-3, as text)."""
-PER_LAYER = ("mlp_layer_types", "is_moe_layer", "layers_block_type", "hybrid_override_pattern")
+PER_LAYER = ("mlp_layer_types", "is_moe_layer", "layers_block_type", "hybrid_override_pattern", "moe_layer_layout")
 """An entry a layer: words, flags, or letters (Nemotron-H: E)."""
 
 

@@ -6,6 +6,7 @@ Kimi-K2-Thinking and K2.5 (compressed-tensors int4), NVIDIA ModelOpt (NVFP4, FP8
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from planner.hf_values import Config, is_integer, short
@@ -13,6 +14,10 @@ from topologies.errors import BadInput
 
 PLAIN = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float8_e4m3fn": "fp8-channel", "auto": "bf16"}
 BY_NAME = {"mxfp4": "mxfp4", "mxfp8": "mxfp8", "nvfp4": "nvfp4", "fp4": "mxfp4", "fp8_pb_wo": "fp8"}
+
+QUANTIZATION = ("quantization_config", "compression_config")  # the second: compressed-tensors before 0.5
+LEFT_ALONE = ("ignore", "modules_to_not_convert", "exclude_modules", "llm_int8_skip_modules", "exclude")
+ROUTED_EXPERTS = re.compile(r"(?<!shared_)experts\W*$")
 
 
 def weight_dtype(config: Config) -> str:
@@ -23,16 +28,18 @@ def weight_dtype(config: Config) -> str:
 
     """
     for level in (config.values, config.root):
-        quantization = level.get("quantization_config")
-        if quantization is None:
+        name = next((each for each in QUANTIZATION if level.get(each) is not None), None)
+        if name is None:
             continue
+        quantization = level[name]
         if not isinstance(quantization, dict):
-            raise config.refusal("quantization_config", "an object")
+            raise BadInput(f"{config.source}: {name} = {short(quantization)} is not an object")
         expert = level.get("expert_dtype", quantization.get("expert_dtype"))  # DeepSeek-V4 stores experts apart
         found = BY_NAME.get(str(expert).lower()) or _quantized(quantization)
         if found is None:
-            raise BadInput(f"{config.source}: quantization_config = {short(quantization)}: {_KNOWN}")
-        return found
+            raise BadInput(f"{config.source}: {name} = {short(quantization)}: {_KNOWN}")
+        if not _leaves_experts_alone(quantization):
+            return found
     for level in (config.values, config.root):
         for name in ("dtype", "torch_dtype"):
             stated = level.get(name)
@@ -47,6 +54,16 @@ def weight_dtype(config: Config) -> str:
 
 _KNOWN = "the weights' storage cannot be read from it; known: fp8, mxfp4, nvfp4, int4 and int8 of compressed-tensors, \
 modelopt, quark, awq, gptq, bitsandbytes"
+
+
+def _leaves_experts_alone(quantization: dict[str, Any]) -> bool:
+    """Whether the routed experts of all layers are among the modules that keep the model's own dtype.
+
+    An entry that names single layers (by a digit) or those of multi-token prediction says nothing of the others.
+    """
+    lists = [quantization[name] for name in LEFT_ALONE if isinstance(quantization.get(name), list)]
+    entries = [entry for listed in lists for entry in listed if isinstance(entry, str)]
+    return any(ROUTED_EXPERTS.search(entry) and not re.search(r"\d|mtp", entry) for entry in entries)
 
 
 def _quantized(quantization: dict[str, Any]) -> str | None:

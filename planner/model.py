@@ -30,7 +30,8 @@ class MoEModel(BaseModel):
         num_layers: transformer layers of the model, dense ones included.
         moe_layers: the indices of those with experts, ascending (DeepSeek-V3: 3..60).
         shared_experts: experts of a layer that every token visits.
-        shared_intermediate: their total inner width.
+        shared_intermediate: their total inner width; where routed rows are narrower than those of the model (latent
+            experts), the width at which matrices `hidden` wide have as many weights.
         gated: three matrices an expert (SwiGLU) or two.
         weight_dtype: storage of the routed experts' weights (a key of `planner.weights.WEIGHT_FORMATS`).
 

@@ -21,6 +21,9 @@ from planner.readers.raw import RawRouting, refuse_huge
 from planner.readers.source import Progress, RoutingFile, check_file, is_folder
 from topologies.errors import BadInput
 
+MIN_TOTAL = 1e-200
+"""The least sum of a layer's counts: what it has to be multiplied by for a step stays far below the largest float64."""
+
 
 @dataclass(frozen=True, eq=False)
 class Routing:
@@ -160,6 +163,9 @@ def assemble(raw: RawRouting, model: MoEModel | None, *, source: str, name: str 
     rows, layers, remarks = place_rows(
         np.asarray(counts.any(axis=(1, 2))), raw.layers, model, source, from_one=raw.from_one
     )
+    _refuse_vanishing(counts[rows], layers, source)
+    if raw.trace is None and model is not None:
+        remarks += _more_than_a_router_sends(counts[rows], layers, model, source)
     windows = raw.windows
     if windows is not None:
         windows = np.pad(windows[:, rows], ((0, 0), (0, 0), (0, counts.shape[2] - windows.shape[2])))
@@ -212,6 +218,32 @@ def _matched_counts(raw: RawRouting, model: MoEModel | None, source: str) -> NDA
     if raw.listed:
         raise BadInput(f"{source}: lists expert {width - 1}; the model {name} has experts 0..{experts - 1}")
     raise BadInput(f"{source}: counts of {width} experts; the model {name} has {experts}")
+
+
+def _refuse_vanishing(counts_LSE: NDArray[np.float64], layers: tuple[int, ...], source: str) -> None:
+    """Raise BadInput for a layer whose counts (fractions may be counts) cannot be scaled to those of a step."""
+    total_L = counts_LSE.sum(axis=(1, 2))
+    row = int(total_L.argmin())
+    if total_L[row] < MIN_TOTAL:
+        raise BadInput(f"{source}: counts of layer {layers[row]} sum to {total_L[row]:g}, less than {MIN_TOTAL:g}")
+
+
+def _more_than_a_router_sends(
+    counts_LSE: NDArray[np.float64], layers: tuple[int, ...], model: MoEModel, source: str
+) -> tuple[str, ...]:
+    """Return the remark that is due where an expert has more pairs than there are tokens, if all visit top_k experts.
+
+    Tokens that are drawn from such counts cannot reproduce them.
+    """
+    load_LE = counts_LSE.sum(axis=1)
+    part_L = load_LE.max(axis=1) / load_LE.sum(axis=1)
+    row = int(part_L.argmax())
+    if part_L[row] * model.top_k <= 1 + 1e-9:
+        return ()
+    return (
+        f"{source}: layer {layers[row]}: expert {int(load_LE[row].argmax())} has {part_L[row]:.1%} of the pairs; "
+        f"a top-{model.top_k} router gives an expert {1 / model.top_k:.1%} at most",
+    )
 
 
 def _matched_trace(trace: NDArray[np.int16], stated: int | None, model: MoEModel | None, source: str) -> int:

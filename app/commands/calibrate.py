@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -46,7 +47,8 @@ def calibrate(
     expert compute    ranks, tokens, hidden, intermediate, top_k, experts, distribution, time_us  [slots, dtype]
     epplan's executor exchange, phase, ranks, domains, bytes_out_max, time_us
 
-    Rows with a missing or non-positive number are skipped and reported; outliers lose their weight in the fit.
+    Rows with a missing, non-positive or impossible number are skipped and reported; outliers lose their weight in the
+    fit.
 
     \b
     epplan calibrate nccl.csv --fit "ranks != 4" -o mine.yaml
@@ -66,11 +68,24 @@ def calibrate(
     write_text(
         output, profile_text(profile, "Fitted by `epplan calibrate`; every model names its table and its fit error.")
     )
+    for note in _too_few_rows(profile, {table.name for table in loaded}):
+        messages().print(f"note: {note}")
     if json_:
         print_json(profile.model_dump(mode="json"))
         return
     results().print(_fits(profile, {table.name for table in loaded}))
     results().print(f"wrote {output}")
+
+
+def _too_few_rows(profile: TimingProfile, names: set[str]) -> Iterator[str]:
+    """Yield which exchange models have as many terms as rows: they pass through every row, whatever it says."""
+    for model in profile.exchanges:
+        terms = sum(len(regime.us) for regime in model.regimes)
+        if model.fit.table in names and model.fit.rows <= terms:
+            yield (
+                f"{model.fit.table}: {model.kernel} {model.op} on {model.system}: {model.fit.rows} rows for {terms} "
+                "terms; its errors say nothing, measure more sizes or ranks"
+            )
 
 
 def _fits(profile: TimingProfile, names: set[str]) -> RichTable:

@@ -56,6 +56,10 @@ _OPTIONAL_NUMBERS = {
 }
 _MAY_BE_ZERO = ("dispatch_notify_us", "combine_notify_us", "bytes_out_max")
 _LARGEST = 1e15  # no count, size or time of a sane table is larger
+_WHOLE = ("ranks", "nodes", "domains")
+_AT_MOST = (("nodes", "ranks"), ("domains", "ranks"), ("top_k", "experts"))  # a count and what bounds it
+_BYTES_SENT = ("bytes_per_rank", "bytes_out_max")
+_LEAST_US, _MOST_GBPS = 0.5, 50_000.0  # no kernel launches in less, no memory of a GPU is nearly as fast
 _MOST = {
     "top_k": 512.0,
     "experts": 4096.0,
@@ -91,8 +95,9 @@ class Table:
 def read_table(path: str | Path) -> Table:
     """Read a CSV table or the text that nccl-tests prints.
 
-    Rows with a missing, zero, negative or infinite number where one is needed are left out, with a remark. Raises
-    BadInput where the file is no table, has none of the known sets of columns, or no usable row is left.
+    Rows with a missing, zero, negative or infinite number where one is needed, and rows that cannot be (more nodes than
+    ranks, part of a rank), are left out, with a remark. Raises BadInput where the file is no table, has none of the
+    known sets of columns, no usable row is left, or times are too short to be microseconds.
     """
     text = read_text(path, limit_bytes=MAX_TABLE_BYTES)
     name = Path(path).name
@@ -125,9 +130,10 @@ def _kind(frame: pd.DataFrame, name: str) -> str:
         ),
         key=lambda entry: len(entry[1]),
     )
+    commas = "; columns are told apart by commas" if len(frame.columns) == 1 else ""
     raise BadInput(
         f"{name}: the columns {', '.join(map(str, frame.columns))[:160]} are of no known table; "
-        f"the nearest kind is {best}, which also needs {', '.join(missing)}"
+        f"the nearest kind is {best}, which also needs {', '.join(missing)}{commas}"
     )
 
 
@@ -148,18 +154,53 @@ def _usable(name: str, kind: str, frame: pd.DataFrame) -> Table:
         frame[column] = values
     if "ranks" in numbers:
         good &= (frame["ranks"] >= 2) | (kind == "experts")
+    good &= _possible(frame)
     frame = frame.assign(**{c: "unknown" for c in ("system", "dtype") if c not in frame.columns})
     frame = frame.assign(**{c: frame[c].astype(object).fillna("unknown").astype(str) for c in ("system", "dtype")})
     kept = frame[good].reset_index(drop=True)
     if kept.empty:
         raise BadInput(
-            f"{name}: none of its {len(frame)} rows can be used; {', '.join(numbers)} must be numbers above 0"
+            f"{name}: none of its {len(frame)} rows can be used; {', '.join(numbers)} must be numbers above 0, "
+            "ranks and nodes whole, ranks at least 2 and as many as nodes, experts at least top_k"
         )
+    _check_units(name, kind, kept)
     skipped = len(frame) - len(kept)
     remarks = (
-        (f"{name}: {skipped} of {len(frame)} rows skipped: a number is missing or not above 0",) if skipped else ()
+        (f"{name}: {skipped} of {len(frame)} rows skipped: a number is missing, not above 0 or impossible",)
+        if skipped
+        else ()
     )
     return Table(name, kind, kept, remarks)
+
+
+def _possible(frame: pd.DataFrame) -> pd.Series[bool]:
+    """Return which rows can be: whole ranks and nodes, and no count above the one that bounds it."""
+    good = pd.Series(data=True, index=frame.index)
+    for column in _WHOLE:
+        if column in frame:
+            good &= _numbers(frame[column]) % 1 == 0
+    for column, bound in _AT_MOST:
+        if column in frame and bound in frame:
+            good &= ~(_numbers(frame[column]) > _numbers(frame[bound]))  # an optional number may be missing
+    return good
+
+
+def _check_units(name: str, kind: str, frame: pd.DataFrame) -> None:
+    """Refuse a table whose times are too short to be microseconds: seconds or milliseconds would fit without a sign."""
+    for column in TIME_COLUMNS.get(kind, ("time_us",)):
+        typical_us = float(frame[column].median())
+        if typical_us < _LEAST_US:
+            raise BadInput(
+                f"{name}: half of its {column} are at most {typical_us:.3g} microseconds, and no kernel takes less "
+                f"than {_LEAST_US:g}; are they seconds or milliseconds?"
+            )
+        for sent in _BYTES_SENT:
+            gbps = float((frame[sent] / frame[column]).median()) / 1e3 if sent in frame else 0.0
+            if gbps > _MOST_GBPS:
+                raise BadInput(
+                    f"{name}: {sent} over {column} is {gbps:,.0f} GB/s for half of its rows, and no link carries "
+                    f"{_MOST_GBPS:,.0f}; is the time in milliseconds?"
+                )
 
 
 def _numbers(column: pd.Series[Any]) -> pd.Series[float]:

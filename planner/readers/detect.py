@@ -74,7 +74,8 @@ def read_raw(content: bytes | RoutingFile, source: str = "", top_k: int | None =
 def _read_json(file: RoutingFile) -> RawRouting:
     """Read one JSON document, or one a line: JSONL is what has a whole object on its first line, and more after it."""
     with file.open() as stream:
-        line = stream.readline(MAX_LINE_BYTES)
+        lines = iter(lambda: stream.readline(MAX_LINE_BYTES), b"")
+        line = next((line for line in lines if line.strip()), b"")
         more = any(part.strip() for part in iter(lambda: stream.read(HEAD_BYTES), b""))
     if not more and b'"top_indices"' not in line:
         return read_json(file.read(MAX_JSON_BYTES), file.source)

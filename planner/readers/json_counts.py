@@ -40,9 +40,16 @@ def read_json(data: bytes, source: str) -> RawRouting:
 def read_jsonl(file: RoutingFile) -> RawRouting:
     """Return the counts of a file with an object on every line, each a step."""
     tally = Tally(file.source)
+    first: tuple[int, tuple[int, ...]] | None = None
     for step, (number, line) in enumerate(file.lines(MAX_LINE_BYTES)):
         what = f"{file.source}: line {number}"
         counts, name = _logical(parse_json(line, what), what)
+        first = first or (number, counts.shape[-2:])
+        if counts.shape[-2:] != first[1]:
+            raise BadInput(
+                f"{name}: [layers][experts] = {list(counts.shape[-2:])}, in line {first[0]} {list(first[1])}; "
+                "all lines are of one model"
+            )
         for layer, count_E in enumerate(from_steps(counts, name).counts[:, 0]):  # type: ignore[index]  # counts are set
             tally.add(layer, 0, step, count_E)
     return tally.result(stated=False)
@@ -59,7 +66,9 @@ def _logical(document: Any, source: str) -> tuple[NDArray[np.float64], str]:
     mapped = document["physical_to_logical_map"]
     map_LP = _as_array(mapped if isinstance(mapped, list) else [mapped], name)
     check_ids(map_LP, name)
-    if map_LP.ndim != 2 or values.shape[-2:] != map_LP.shape or map_LP.min() < 0:
+    if (map_LP < 0).any():
+        raise BadInput(f"{name}: a slot holds expert -1; every slot of the counts holds one: leave empty slots out")
+    if map_LP.ndim != 2 or values.shape[-2:] != map_LP.shape:
         raise BadInput(
             f"{name}: shape {list(map_LP.shape)}, {key} has {list(values.shape)}; both end in [layers, slots]"
         )

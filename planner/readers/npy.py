@@ -9,7 +9,7 @@ import ast
 import io
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
@@ -22,6 +22,10 @@ from topologies.errors import BadInput
 
 MAX_HEADER_BYTES = 10_000
 PIECE_BYTES = 16 * 2**20
+
+
+class NotNumbersError(BadInput):
+    """An array of text, objects or flags."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +97,7 @@ def npy_file(open_stream: Callable[[], BinaryIO], size: int, what: str) -> Array
         header, start = _read_header(_read_up_to(stream, MAX_HEADER_BYTES, what), what)
     stored, fortran, shape = (header.get(key) for key in ("descr", "fortran_order", "shape"))
     if not isinstance(stored, str) or not re.fullmatch(r"[<>|=]?[iuf]\d{1,2}", stored):
-        raise BadInput(f"{what}: holds {one_line(stored)}, not numbers")
+        raise NotNumbersError(f"{what}: holds {one_line(stored)}, not numbers")
     if not isinstance(shape, tuple) or len(shape) > 32 or not all(isinstance(n, int) and n >= 0 for n in shape):
         raise BadInput(f"{what}: declares shape {one_line(shape)}")
     try:
@@ -106,10 +110,22 @@ def npy_file(open_stream: Callable[[], BinaryIO], size: int, what: str) -> Array
     return array
 
 
-def npz_files(archive: zipfile.ZipFile, source: str) -> dict[str, ArrayFile]:
-    """Return the arrays of an opened .npz by name; `source` is the file to name in errors."""
-    members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
-    return {info.filename.removesuffix(".npy"): _member(archive, info, source) for info in members}
+def npz_files(archive: zipfile.ZipFile, source: str, required: Container[str] | None = None) -> dict[str, ArrayFile]:
+    """Return the arrays of an opened .npz by name; `source` is the file to name in errors.
+
+    With `required`, arrays by other names that are no numbers are left out; without it they are refused.
+    """
+    files = {}
+    for info in archive.infolist():
+        name = info.filename.removesuffix(".npy")
+        if name == info.filename:
+            continue
+        try:
+            files[name] = _member(archive, info, source)
+        except NotNumbersError:
+            if required is None or name in required:
+                raise
+    return files
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, source: str) -> ArrayFile:

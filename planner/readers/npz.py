@@ -27,13 +27,13 @@ STATED = ("topk_ids", "counts", "layers", "token_source", "experts")
 
 def read_npz(archive: zipfile.ZipFile, source: str, top_k: int | None) -> RawRouting:
     """Return the content of an opened `.npz`; `source` is the file to name in errors."""
-    arrays = npz_files(archive, source)
+    arrays = npz_files(archive, source, required=STATED)
     given = [name for name in ("topk_ids", "counts") if name in arrays]
     others = {name: array for name, array in arrays.items() if name not in STATED}
     if not given and is_logits(others):
         return read_logits(others, source, top_k)
     if len(given) != 1:
-        held = names_held(sorted(arrays))
+        held = names_held(sorted(name.removesuffix(".npy") for name in archive.namelist()))
         raise BadInput(
             f"{source}: needs one of topk_ids and counts, has {' and '.join(given) or 'neither'}; arrays: {held}"
         )

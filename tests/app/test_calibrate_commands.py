@@ -84,6 +84,15 @@ def test_a_system_that_nobody_knows_is_still_fitted_in_gb_per_second(run, tmp_pa
     assert "homebrew" in err
 
 
+def test_as_many_terms_as_rows_is_said(run, tmp_path):
+    """Two sizes on 8 ranks tell a start-up and a price of a byte, whatever the times are; 18 sizes can contradict."""
+    two, all_ = ("ranks == 8 and bytes_per_rank < 4096", "ranks == 8")
+    for chosen, said in ((two, True), (all_, False)):
+        code, _, err = run("calibrate", table(tmp_path), "--fit", chosen, "-o", str(tmp_path / "mine.yaml"))
+        assert code == 0
+        assert ("2 rows for 2 terms" in err) == said
+
+
 def test_simulate_the_bundled_plan(run, tmp_path):
     plan, trace = str(tmp_path / "plan.json"), tmp_path / "trace.json"
     assert run("plan", "--time-limit", "0", "-o", plan)[0] == 0

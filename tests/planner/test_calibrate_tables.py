@@ -71,6 +71,51 @@ def test_files_that_are_no_tables(tmp_path, text, message):
         read_table(write(tmp_path, text))
 
 
+def rows_of(column, values):
+    """Lines of an all-to-all table in which only one column differs from a row that is fine."""
+    fine = {"ranks": "8", "nodes": "2", "bytes_per_rank": "1024", "time_us": "20"}
+    lines = [",".join((fine | {column: value}).values()) for value in values]
+    return "\n".join([",".join(fine), *lines])
+
+
+@pytest.mark.parametrize(
+    ("column", "values"), [("ranks", ("8", "2.5", "1.5")), ("nodes", ("2", "1.5", "9")), ("ranks", ("4", "-4", "2.01"))]
+)
+def test_rows_that_cannot_be_are_skipped(tmp_path, column, values):
+    table = read_table(write(tmp_path, rows_of(column, values)))
+    assert table.frame[column].tolist() == [float(values[0])]
+    assert "2 of 3 rows skipped" in table.remarks[0]
+
+
+def test_more_chosen_experts_than_there_are_is_no_row(tmp_path):
+    header = "ranks,tokens,hidden,intermediate,top_k,experts,distribution,time_us"
+    table = read_table(write(tmp_path, f"{header}\n2,64,64,64,8,8,balanced,30\n2,64,64,64,9,8,balanced,30\n"))
+    assert table.frame["top_k"].tolist() == [8.0]
+
+
+@pytest.mark.parametrize(
+    ("unit_us", "sizes", "message"),
+    [
+        (1e-6, range(10, 28), "seconds or milliseconds"),
+        (1e-3, range(10, 28), "seconds or milliseconds"),
+        (1e-3, range(28, 34), "milliseconds"),  # only large messages: each takes a millisecond and more
+    ],
+)
+def test_times_that_are_no_microseconds_are_refused(tmp_path, unit_us, sizes, message):
+    """20 us and 300 GB/s, as a table in microseconds would say it, but written in seconds or milliseconds."""
+    rows = [(2**k, 20 + 2**k * 7 / 8 / 300e3) for k in sizes]
+    lines = [f"8,{size},{time_us * unit_us:.9g}" for size, time_us in rows]
+    with pytest.raises(BadInput, match=message):
+        read_table(write(tmp_path, "\n".join(["ranks,bytes_per_rank,time_us", *lines])))
+    lines = [f"8,{size},{time_us:.9g}" for size, time_us in rows]
+    assert len(read_table(write(tmp_path, "\n".join(["ranks,bytes_per_rank,time_us", *lines]))).frame) == len(rows)
+
+
+def test_a_table_without_commas_is_told_so(tmp_path):
+    with pytest.raises(BadInput, match="told apart by commas"):
+        read_table(write(tmp_path, "ranks;bytes_per_rank;time_us\n8;1024;20\n"))
+
+
 def frame():
     return pd.DataFrame({"ranks": [2.0, 4.0, 8.0], "system": ["a", "b", "b"]})
 

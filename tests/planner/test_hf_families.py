@@ -5,6 +5,8 @@ once against the modules that transformers 5.23 builds from such configs (test_h
 transformers is installed); the totals are published parameter counts.
 """
 
+import re
+
 import pytest
 
 from planner.hf_config import parse_config
@@ -242,6 +244,33 @@ FAMILIES = {
         },
         (512, 12, 6144, 2048), (1, 1), 28, range(28), 0, "bf16", (520, 560),
     ),
+    "openPangu-Ultra-MoE-718B": (
+        {
+            "model_type": "pangu_ultra_moe", "hidden_size": 7680, "intermediate_size": 18432,
+            "moe_intermediate_size": 2048, "num_hidden_layers": 61, "num_dense_layers": 3, "num_routed_experts": 256,
+            "num_shared_experts": 1, "num_experts_per_tok": 8, "torch_dtype": "bfloat16",
+        },
+        (256, 8, 7680, 2048), (1, 1), 61, range(3, 61), 2048, "bf16", (690, 718),
+    ),
+    "SmallThinker-21B-A3B": (
+        {
+            "model_type": "smallthinker", "hidden_size": 2560, "moe_ffn_hidden_size": 768, "num_hidden_layers": 52,
+            "moe_num_primary_experts": 64, "moe_num_active_primary_experts": 6, "moe_layer_layout": [1] * 52,
+            "torch_dtype": "bfloat16",
+        },
+        (64, 6, 2560, 768), (1, 1), 52, range(52), 0, "bf16", (19, 21.5),
+    ),
+    "Muse-Spark-816B-A42B (nested, narrower rows)": (
+        {
+            "model_type": "muse_spark", "dtype": "bfloat16",
+            "text_config": {
+                "hidden_size": 8192, "moe_hidden_size": 4096, "intermediate_size": 16384, "moe_intermediate_size": 4096,
+                "num_hidden_layers": 62, "num_local_experts": 256, "num_experts_per_tok": 8,
+                "mlp_layer_types": ["sparse"] * 62,
+            },
+        },
+        (256, 8, 4096, 4096), (1, 1), 62, range(62), 0, "bf16", (790, 816),
+    ),
     "a toy of our own": (
         {
             "model_type": "epplan_toy", "hidden_size": 64, "moe_intermediate_size": 48, "num_hidden_layers": 6,
@@ -272,7 +301,15 @@ def test_letters_of_nemotron_h():
     assert [config["hybrid_override_pattern"][layer] for layer in fields["moe_layers"]] == ["E"] * 23
     assert fields["gated"] is False
     assert parse_config(config | {"num_hidden_layers": None}, "config.json")["num_layers"] == 52
-    assert parse_config(config | {"moe_latent_size": 1024}, "config.json")["hidden"] == 1024
+
+
+def test_shared_experts_beside_latent_ones_see_rows_of_the_whole_width():
+    """Nemotron-3-Super: two matrices of 4096 x 5376 beside routed ones of 1024 x 2688."""
+    config = FAMILIES["Nemotron-3-Nano-30B (two matrices, layers by letters)"][0]
+    latent = {"hidden_size": 4096, "moe_latent_size": 1024, "moe_shared_expert_intermediate_size": 5376}
+    fields = parse_config(config | latent, "config.json")
+    assert fields["hidden"] == 1024
+    assert 2 * fields["hidden"] * fields["shared_intermediate"] == 2 * 4096 * 5376
 
 
 QWEN = FAMILIES["Qwen3-Next-80B-A3B"][0] | {"num_hidden_layers": 8}
@@ -292,6 +329,7 @@ QWEN = FAMILIES["Qwen3-Next-80B-A3B"][0] | {"num_hidden_layers": 8}
         ({"interleave_moe_layer_step": 4}, [3, 7]),
         ({"mlp_layer_types": ["dense"] * 6 + ["sparse", "moe"]}, [6, 7]),
         ({"is_moe_layer": [False, True] * 4}, [1, 3, 5, 7]),
+        ({"moe_layer_layout": [0, 0, 1, 1, 1, 1, 1, 0]}, [2, 3, 4, 5, 6]),
         ({"expert_layer_period": 4, "expert_layer_offset": 2}, [2, 6]),
         ({"layers_block_type": ["mamba", "attention"] * 4}, list(range(8))),
         ({"layers_block_type": ["mamba", "moe"] * 4}, [1, 3, 5, 7]),
@@ -302,54 +340,26 @@ def test_rules_of_layers(rule, expected):
 
 
 @pytest.mark.parametrize(
-    ("quantization", "expected"),
+    ("fields", "message"),
     [
-        (FP8, "fp8"),
-        ({"quant_method": "fp8"}, "fp8-channel"),
-        ({"quant_method": "fp8", "weight_block_size": [1, 32]}, "mxfp8"),
-        ({"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}, "mxfp4"),
-        (INT4, "int4-g32"),
-        ({"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}, "int4-g128"),
-        ({"quant_method": "gptq", "bits": 4, "group_size": -1}, "int4-g128"),
-        ({"quant_method": "gptq", "bits": 8, "group_size": 64}, "int8"),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "int4-g64"),
-        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "int8"),
-        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "nvfp4"),
-        ({"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}, "fp8-channel"),
-        ({"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp4", "group_size": 32}}}, "mxfp4"),
-        ({"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp8_e4m3"}}}, "fp8-channel"),
-        ({"quant_method": "fp8", "weight_block_size": [128, 128], "expert_dtype": "fp4"}, "mxfp4"),
+        ({"enable_moe_block": False}, "not a MoE model: enable_moe_block = false"),
+        ({"is_moe": False}, "not a MoE model: is_moe = false"),
+        ({"model_type": "doge", "is_moe": True}, "rows of embeddings"),
         (
-            {
-                "quant_method": "compressed-tensors",
-                "config_groups": {"g": {"weights": {"num_bits": 8, "type": "float", "strategy": "channel"}}},
-            },
-            "fp8-channel",
+            {"block_configs": [{"num_experts": 512}, {"num_experts": 256}]},
+            "block_configs: layer 1 has num_experts = 256, the model num_experts = 512; one value is supported",
         ),
-        (
-            {
-                "quant_method": "compressed-tensors",
-                "config_groups": {"g": {"weights": {"num_bits": 8, "type": "float", "strategy": "block"}}},
-            },
-            "fp8",
-        ),
-        (
-            {
-                "quant_method": "compressed-tensors",
-                "config_groups": {"g": {"weights": {"num_bits": 4, "type": "float", "group_size": 16}}},
-            },
-            "nvfp4",
-        ),
+        ({"per_layer_config": {"05": {"moe_intermediate_size": 256}}}, "layer 05 has moe_intermediate_size = 256"),
     ],
 )
-def test_quantization(quantization, expected):
-    assert parse_config(QWEN | {"quantization_config": quantization}, "config.json")["weight_dtype"] == expected
+def test_models_that_one_size_of_expert_does_not_describe(fields, message):
+    with pytest.raises(BadInput, match=re.escape(message)):
+        parse_config(QWEN | fields, "config.json")
 
 
-def test_two_storages_in_one_config_are_refused():
-    groups = {"a": INT4["config_groups"]["group_0"], "b": {"weights": {"num_bits": 8, "type": "int"}}}
-    with pytest.raises(BadInput, match="quantization_config"):
-        parse_config(QWEN | {"quantization_config": {"config_groups": groups}}, "config.json")
+@pytest.mark.parametrize("sizes", [7, "x", [None, 3], [{"head_dim": 512}], {"05": {"head_dim": 512}}, {"1": 2}])
+def test_layers_that_say_nothing_of_experts(sizes):
+    assert parse_config(QWEN | {"per_layer_config": sizes}, "config.json") == parse_config(QWEN, "config.json")
 
 
 def test_experts_of_two_kinds_are_refused():

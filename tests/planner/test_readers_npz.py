@@ -65,6 +65,13 @@ def test_traces_are_read_as_written(dtype):
     assert (read_raw(npz_bytes(topk_ids=IDS[:1].astype("u1")), "file").trace >= 0).all()
 
 
+def test_notes_beside_the_arrays_are_ignored():
+    notes = {"model": np.array("deepseek"), "mask": np.array([True]), "when": np.array("2026", dtype="M8")}
+    assert read_raw(npz_bytes(counts=[[1, 2]], **notes), "file").counts.tolist() == [[[1, 2]]]
+    logits = np.array([[[3.0, 1.0, 2.0]]])
+    assert np.sort(read_raw(npz_bytes(logits=logits, **notes), "file", 2).trace).tolist() == [[[0, 2]]]
+
+
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
@@ -88,6 +95,8 @@ def test_traces_are_read_as_written(dtype):
         ({"counts": np.array([[1.0, -np.inf]])}, "counts[0, 1] = -inf"),
         ({"counts": np.array([[1, -1]])}, "counts[0, 1] = -1"),
         ({"counts": np.array([[1.0, 1e301]])}, "counts[0, 1] = 1e+301"),
+        ({"weights": IDS, "note": np.array("text")}, "has neither; arrays: note, weights"),
+        ({"counts": IDS[0], "layers": np.array(["1", "2"])}, "layers: holds <U1, not numbers"),
         ({"counts": np.array([["a"]])}, "counts: holds <U1, not numbers"),
         ({"counts": np.array([[True]])}, "counts: holds |b1, not numbers"),
         ({"counts": np.array([[1j]])}, "counts: holds <c16"),

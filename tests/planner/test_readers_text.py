@@ -87,6 +87,22 @@ def test_json_that_is_none_of_ours(text, words):
     assert words in refusal(text)
 
 
+def test_jsonl_with_blank_lines_anywhere():
+    line = json_bytes([[1, 2], [3, 4]])
+    for text in (b"\n\n" + line + b"\n  \n\n" + line + b"\n\n", line + b"\r\n\r\n" + line):
+        assert read_raw(text, "file").counts.tolist() == [[[2, 4]], [[6, 8]]]
+
+
+def test_jsonl_of_several_models():
+    """A line of fewer experts or layers is not one whose last experts or layers were idle."""
+    first = json_bytes([[1, 2], [3, 4]]) + b"\n\n"
+    assert "line 3: logical_count: [layers][experts] = [2, 1], in line 1 [2, 2]" in refusal(
+        first + json_bytes([[1], [3]])
+    )
+    assert "[layers][experts] = [1, 2], in line 1 [2, 2]" in refusal(first + json_bytes([[1, 2]]))
+    assert read_raw(first + json_bytes([[[1, 1], [1, 1]]] * 3), "file").counts.tolist() == [[[4, 5]], [[6, 7]]]
+
+
 def test_integers_past_64_bits_are_counts():
     assert read_raw(json_bytes([[2**70, 1]]), "file").counts[0, 0, 0] == 2.0**70
 

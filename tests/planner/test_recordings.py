@@ -308,6 +308,8 @@ def test_vllm_windows_of_slots_are_credited_to_experts():
     assert raw.counts[0, 0].tolist() == [slots[1], slots[2], slots[0] + slots[3]]
     document["physical_to_logical_map"] = [[0, 1]]
     assert "both end in [layers, slots]" in refusal(json.dumps(document).encode())
+    document["physical_to_logical_map"] = [[2, 0, 1, -1]]
+    assert "a slot holds expert -1; every slot of the counts holds one" in refusal(json.dumps(document).encode())
 
 
 def test_csv_in_pieces(monkeypatch):

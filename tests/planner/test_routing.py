@@ -83,6 +83,23 @@ def test_rows_find_their_layers(tmp_path, rows, layers):
     assert bool(routing.remarks) == (len(rows) not in (3, 4))
 
 
+def test_counts_that_no_router_sends_get_a_remark(tmp_path):
+    """Top-2: of 10 tokens' 20 pairs an expert has 10 at most, as many as there are tokens."""
+    most, over = [10.0] + [1.0] * 6 + [4.0], [11.0] + [1.0] * 6 + [3.0]
+    assert load(tmp_path, json_bytes([most] * 3), small_model()).remarks == ()
+    assert load(tmp_path, json_bytes([most, over, over])).remarks == ()  # no model, no top_k
+    (remark,) = load(tmp_path, json_bytes([most, over, most]), small_model()).remarks
+    assert "layer 2: expert 0 has 55.0% of the pairs; a top-2 router gives an expert 50.0% at most" in remark
+
+
+def test_counts_too_small_to_scale(tmp_path):
+    assert load(tmp_path, json_bytes([[x * 1e-190 for x in BUSY]] * 3), small_model()).num_layers == 3
+    tiny = [BUSY, [5e-324] * 8, BUSY]
+    assert "counts of layer 2 sum to 3.95253e-323, less than 1e-200" in refusal(
+        tmp_path, json_bytes(tiny), small_model()
+    )
+
+
 def test_without_a_model_a_row_is_a_layer(tmp_path):
     assert load(tmp_path, json_bytes([IDLE, BUSY, IDLE, BUSY])).layers == (1, 3)
 
