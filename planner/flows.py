@@ -8,6 +8,7 @@ Shapes: F flows, N links, G groups of flows, Z (flow, link) pairs in order of fl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -86,15 +87,18 @@ def fair_rates(us_FN: sp.csr_array) -> FloatArray:
     return rate_F
 
 
-def run_flows(flows: Flows, resolution_us: float = 0.0) -> Timeline:
+def run_flows(
+    flows: Flows, resolution_us: float = 0.0, on_percent: Callable[[int], None] = lambda _: None
+) -> Timeline:
     """Let the flows run; ends within `resolution_us` of each other are handled at once.
 
-    With resolution 0 the times are those of exact max-min sharing. With more, what ends leaves its share of the links
-    unused until the next moment; no link ever carries more than its speed, so no bottleneck is beaten.
+    `on_percent` is called with the part of the flows that are done. With resolution 0 the times are those of exact
+    max-min sharing. With more, what ends leaves its share of the links unused until the next moment; no link ever
+    carries more than its speed, so no bottleneck is beaten.
     """
     run = _Run(flows, resolution_us)
     while run.step():
-        pass
+        on_percent(int(100 * run.done_F.mean()))
     return run.timeline
 
 

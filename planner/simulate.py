@@ -16,6 +16,7 @@ Shapes: R ranks, D domains, F flows, N links.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -103,13 +104,15 @@ def simulate_layer(
     barriers: bool = False,
     pieces: int = 1,
     resolution_us: float | None = None,
+    on_percent: Callable[[int], None] = lambda _: None,
 ) -> Simulation:
     """Simulate layer `row` (0..L-1) of a workload under a placement.
 
     With `barriers` the phases wait for each other, as the closed form assumes: every phase then takes at least as long
     as there, and exactly as long where one link holds all of it up. A two-level exchange forwards every message in
     `pieces`: 1 as our executor does, the more the closer to tiers that overlap perfectly. `resolution_us` bounds how
-    far ends of flows are put together (0: exact; the default is exact for small layers).
+    far ends of flows are put together (0: exact; the default is exact for small layers). `on_percent` is called with
+    the part of the flows that are done.
     """
     if placement.replica_choice == "cover":
         raise BadInput("the simulation deals tokens to copies by their shares; it has no replica choice cover")
@@ -123,7 +126,7 @@ def simulate_layer(
     hops, flows = builder.two_level(pieces) if exchange == "two-level" else builder.direct()
     if resolution_us is None:
         resolution_us = 0.0 if len(flows.bytes_F) <= EXACT_FLOWS else closed.layer_us / STEPS
-    timeline = run_flows(flows, resolution_us)
+    timeline = run_flows(flows, resolution_us, on_percent)
     in_R = timeline.group_G[: workload.num_ranks]
     ready_R = np.full(workload.num_ranks, in_R.max()) if barriers else in_R
     done_R = ready_R + compute_us_R

@@ -9,7 +9,7 @@ import click
 import numpy as np
 from rich.table import Table as RichTable
 
-from app.console import print_json, results
+from app.console import print_json, progress, results
 from app.inputs import workload_of_plan
 from planner import Plan, load_plan, load_profile
 from planner.simulate import Simulation, simulate_layer
@@ -63,7 +63,10 @@ def simulate(
     workload = workload_of_plan(loaded, [loaded.layers[index].layer], routing=routing, cluster=cluster)
     timing = load_profile(profile)
     use = exchange or plain(loaded.exchange)
-    done = simulate_layer(workload, loaded.placement(index), 0, timing, use, barriers=barriers, pieces=pieces)
+    with progress("simulating, percent of the flows", 100, shown=True) as on_percent:
+        done = simulate_layer(
+            workload, loaded.placement(index), 0, timing, use, barriers=barriers, pieces=pieces, on_percent=on_percent
+        )
     if output is not None:
         write_text(output, json.dumps(chrome_trace(done), separators=(",", ":"), allow_nan=False))
     if json_:
