@@ -70,14 +70,15 @@ def report(
 
 
 def _verdict(outcome: Outcome, certificate: Certificate) -> str:
-    best = min(outcome.solution.predictions[:-1], key=lambda prediction: prediction.total_us)
+    best, this = outcome.solution.to_beat, outcome.predictions[-1]
+    rival = best.name if best.exchange == this.exchange else f"{best.name}, which is faster with {best.exchange}"
     proof = (
         f"proven within {certificate.gap:.2%} of optimal"
         if certificate.proven
         else f"not proven optimal: the lower bound is {certificate.gap:.1%} away"
     )
     return (
-        f"{best.total_us / outcome.predictions[-1].total_us:.3f}x the speed of the best baseline ({best.name}); "
+        f"{best.total_us / this.total_us:.3f}x the speed of the best baseline ({rival}); "
         f"{proof} ({certificate.objective}); {certificate.seconds:.1f} s with {certificate.solver}"
     )
 

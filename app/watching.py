@@ -97,9 +97,11 @@ class Watch:
 
     def _follow(self, old: Plan, name: str, workload: Workload, digest: str) -> None:
         """Look for the next plan, and put it into force where it pays."""
-        if self._planned_on is None:
+        drift = None
+        if self._planned_on is None:  # the plan was made on statistics that never were here: count from now on
             self._planned_on = workload.routing
-        drift = drift_between(self._planned_on, workload.routing)
+        else:
+            drift = drift_between(self._planned_on, workload.routing)
         slots = int(slots_of(old)[0].sum())
         search = Search(
             move_limit(self.max_moves, None, slots, has_plan=True),
@@ -121,10 +123,11 @@ class Watch:
             self.tell("kept", f"{name}: {_drift_text(drift)}plan kept: {objection}", **fields, reason=objection)
             return
         with stops_held_back():
-            self._apply(found, f"{name}: {_drift_text(drift)}{_gain_text(found)}", fields)
-            self._planned_on = workload.routing
+            if self._applied(found, f"{name}: {_drift_text(drift)}{_gain_text(found)}", fields):
+                self._planned_on = workload.routing
 
-    def _apply(self, found: NextPlan, text: str, fields: dict[str, Any]) -> None:
+    def _applied(self, found: NextPlan, text: str, fields: dict[str, Any]) -> bool:
+        """Hand a plan to the command; return whether it is in force now."""
         following = next_file(self.plan_file)
         found.plan.save(following)
         trouble = self.command.run(following)
@@ -132,9 +135,10 @@ class Watch:
             self.failed = True
             stays = f"{text}; {trouble}; the plan in force stays, the new one is in {following.name}"
             self.tell("failed", stays, **fields, reason=trouble)
-            return
+            return False
         following.replace(self.plan_file)
         self.tell("applied", f"{text}; in force", **fields)
+        return True
 
 
 def next_file(plan_file: Path) -> Path:

@@ -16,6 +16,7 @@ from topologies.files import read_text, what_is_there
 from topologies.json_text import parse_json
 
 MAX_BYTES = 16 * 2**20
+MODEL_SLIM = "quant_model_description.json"
 EXPERTS = (
     "n_routed_experts",  # DeepSeek, GLM, Kimi, dots1, Nemotron-H
     "num_local_experts",  # Mixtral, gpt-oss, Llama-4, MiniMax, Phi-MoE, Granite
@@ -36,7 +37,12 @@ TOP_K = (
     "moe_num_active_primary_experts",  # SmallThinker
 )
 MODEL_WIDTH = ("hidden_size", "d_model")
-HIDDEN = ("moe_latent_size", "moe_hidden_size", *MODEL_WIDTH)  # Nemotron-H and Muse Spark send narrower rows
+HIDDEN = (
+    "moe_latent_size",  # Nemotron-H, Kimi-K3 and Muse Spark send rows narrower than those of the model
+    "routed_expert_hidden_size",
+    "moe_hidden_size",
+    *MODEL_WIDTH,
+)
 EXPERT_WIDTH = (
     "moe_intermediate_size",
     "expert_ffn_hidden_size",  # LongCat
@@ -56,6 +62,7 @@ SHARED_WIDTH = (
     "share_expert_dim",  # Step-3
     "share_expert_dims",  # Step-3.5
     "shared_intermediate_size",  # Granite, MiniMax
+    "shared_experts_intermediate_size",  # dots3
 )
 SWITCHES = ("enable_moe_block", "is_moe")  # Gemma-4, Doge: false = dense, whatever sizes the experts would have
 PER_LAYER_SIZES = ("block_configs", "per_layer_config")  # gpt-oss-puzzle; transformers 5
@@ -68,16 +75,23 @@ def read_config(path: Path) -> tuple[Path, Any]:
     A `hf_quant_config.json` beside it (NVIDIA ModelOpt) stands in for a missing `quantization_config`.
 
     Raises:
-        BadInput: no such file, or no JSON.
+        BadInput: no such file, no JSON, or weights that msModelSlim stores in a way that the config does not tell.
 
     """
     file = path / "config.json" if what_is_there(path) == "folder" else path
     config = parse_json(read_text(file, limit_bytes=MAX_BYTES), str(file))
     beside = file.parent / "hf_quant_config.json"
-    if isinstance(config, dict) and "quantization_config" not in config and what_is_there(beside) == "file":
+    if not isinstance(config, dict) or "quantization_config" in config:
+        return file, config
+    if what_is_there(beside) == "file":
         quantization = parse_json(read_text(beside, limit_bytes=MAX_BYTES), str(beside))
         if isinstance(quantization, dict):
             config["quantization_config"] = quantization.get("quantization")
+    elif what_is_there(file.parent / MODEL_SLIM) == "file":
+        raise BadInput(
+            f"{file}: {MODEL_SLIM} (Ascend msModelSlim) beside it says how the weights are stored and is not read; "
+            'state it in the config: "quantization_config": {"bits": 8} (or 4)'
+        )
     return file, config
 
 

@@ -13,11 +13,21 @@ from planner.hf_values import Config, is_integer, short
 from topologies.errors import BadInput
 
 PLAIN = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float8_e4m3fn": "fp8-channel", "auto": "bf16"}
-BY_NAME = {"mxfp4": "mxfp4", "mxfp8": "mxfp8", "nvfp4": "nvfp4", "fp4": "mxfp4", "fp8_pb_wo": "fp8"}
+BY_NAME = {
+    "mxfp4": "mxfp4", "mxfp8": "mxfp8", "nvfp4": "nvfp4", "w4a16_nvfp4": "nvfp4", "fp4": "mxfp4", "fp8_pb_wo": "fp8",
+}  # fmt: skip
 
 QUANTIZATION = ("quantization_config", "compression_config")  # the second: compressed-tensors before 0.5
-LEFT_ALONE = ("ignore", "modules_to_not_convert", "exclude_modules", "llm_int8_skip_modules", "exclude")
+LEFT_ALONE = (
+    "ignore",
+    "ignored_layers",
+    "modules_to_not_convert",
+    "exclude_modules",
+    "llm_int8_skip_modules",
+    "exclude",
+)
 ROUTED_EXPERTS = re.compile(r"(?<!shared_)experts\W*$")
+AN_EXPERT = re.compile(r"(?<!shared_)experts(\.|$)")
 
 
 def weight_dtype(config: Config) -> str:
@@ -34,8 +44,7 @@ def weight_dtype(config: Config) -> str:
         quantization = level[name]
         if not isinstance(quantization, dict):
             raise BadInput(f"{config.source}: {name} = {short(quantization)} is not an object")
-        expert = level.get("expert_dtype", quantization.get("expert_dtype"))  # DeepSeek-V4 stores experts apart
-        found = BY_NAME.get(str(expert).lower()) or _quantized(quantization)
+        found = _apart(config, quantization) or _quantized(quantization)
         if found is None:
             raise BadInput(f"{config.source}: {name} = {short(quantization)}: {_KNOWN}")
         if not _leaves_experts_alone(quantization):
@@ -54,6 +63,26 @@ def weight_dtype(config: Config) -> str:
 
 _KNOWN = "the weights' storage cannot be read from it; known: fp8, mxfp4, nvfp4, int4 and int8 of compressed-tensors, \
 modelopt, quark, awq, gptq, bitsandbytes"
+
+
+def _apart(config: Config, quantization: dict[str, Any]) -> str | None:
+    """Return the storage of experts that are not stored as the other weights are (DeepSeek-V4), or None.
+
+    Raises:
+        BadInput: an unknown storage, or none where engines differ in what they take for granted: vLLM and the published
+            DeepSeek-V4 have fp4, transformers and the base models fp8.
+
+    """
+    levels = (config.values, config.root, quantization)
+    stated = next((level["expert_dtype"] for level in levels if level.get("expert_dtype") is not None), None)
+    if stated is None and config.values.get("model_type") == "deepseek_v4":
+        raise BadInput(f'{config.source}: no field expert_dtype; state how the experts are stored, "fp4" or "fp8"')
+    if stated is None or stated == "fp8":
+        return None
+    found = BY_NAME.get(stated) if isinstance(stated, str) else None
+    if found is None:
+        raise BadInput(f"{config.source}: expert_dtype = {short(stated)}; known: fp8, {', '.join(BY_NAME)}")
+    return found
 
 
 def _leaves_experts_alone(quantization: dict[str, Any]) -> bool:
@@ -79,7 +108,12 @@ def _quantized(quantization: dict[str, Any]) -> str | None:
         return "int8" if quantization.get("load_in_8bit") else "int4-g64"
     if is_integer(quantization.get("bits")):  # AWQ, GPTQ, AutoRound
         return _by_bits(quantization["bits"], False, quantization.get("group_size"))
-    stored = {_from_scheme(scheme) for scheme in _schemes(quantization)}
+    modules = quantization.get("quantized_layers")
+    if isinstance(modules, dict):  # ModelOpt's MIXED_PRECISION
+        stated = (modules[name] for name in modules if AN_EXPERT.search(name) and "mtp" not in name)
+        stored = {_quantized(each) if isinstance(each, dict) else None for each in stated}
+    else:
+        stored = {_from_scheme(scheme) for scheme in _schemes(quantization)}
     return stored.pop() if len(stored) == 1 else None
 
 

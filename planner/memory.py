@@ -6,7 +6,8 @@ copy, the momentum and the variance, 4 each. Every copy of an expert keeps its o
 
 Dispatch buffers hold the rows of one layer at a time, on their way in and out, for as many rows as a rank gets in a
 step: the `LOAD_QUANTILE` of the expected rows over all layers and ranks, and the same quantile of the Poisson noise of
-a step on top. Attention, embeddings, KV cache and saved activations are not known here: the budget is for the rest.
+a step on top. Attention, embeddings, projections around latent experts, KV cache and saved activations are not known
+here: the budget is for the rest.
 
 Shapes: L layers, R ranks, E experts.
 """
@@ -26,6 +27,8 @@ from planner.wire import pair_rows_CR
 from planner.workload import Workload
 
 LOAD_QUANTILE = 0.99
+SHARED_BYTES_OF_4_BITS = 2
+"""Of a shared expert's weight where routed ones have 4 bits: bf16 in Kimi-K2.5 and K3, fp8 in DeepSeek-V4."""
 TRAINED_WEIGHT_BYTES, GRADIENT_BYTES, OPTIMIZER_BYTES = 2, 2, 12  # of one parameter: see above
 
 
@@ -75,7 +78,8 @@ def memory_use(workload: Workload, slots: int, rows: int, *, training: bool) -> 
     model = workload.model
     shared_params, router_params = _shared_params(model), len(model.moe_layers) * model.hidden * model.experts
     trained = slots * model.expert_params + shared_params + router_params
-    stored = WEIGHT_FORMATS[model.weight_dtype].bits / 8
+    bits = WEIGHT_FORMATS[model.weight_dtype].bits
+    stored = bits / 8 if bits >= 8 else SHARED_BYTES_OF_4_BITS
     shared = TRAINED_WEIGHT_BYTES * shared_params if training else int(stored * shared_params)
     return MemoryUse(
         expert_bytes=slots * (TRAINED_WEIGHT_BYTES * model.expert_params if training else model.expert_bytes),

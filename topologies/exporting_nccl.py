@@ -15,6 +15,7 @@ from xml.sax.saxutils import quoteattr
 from topologies import link_speeds
 from topologies.catalog import gpu_entries
 from topologies.errors import BadInput
+from topologies.nvidia_smi import MAX_NVLINKS
 from topologies.spec import SCALE_UP, Host, HostLink, HostNode
 
 SWITCH_BUSID, SWITCH_CLASS = "fffffff:ff:ff.0", "0x068000"
@@ -124,16 +125,20 @@ class _Writer:
         self._seen.add(node.name)
         dev = self._order("gpu").index(node.name)
         model = node.model or ""
-        sm = next((f' sm="{value}"' for start, value in COMPUTE_CAPABILITY if model.startswith(start)), "")
-        gcn = next((f' gcn="{value}"' for start, value in GCN if model.startswith(start)), "")
-        self._put(depth, f'<gpu dev="{dev}"{sm}{gcn} rank="{dev}" gdr="1">')
+        capability = next((value for start, value in COMPUTE_CAPABILITY if model.startswith(start)), None)
+        gcn = next((value for start, value in GCN if model.startswith(start)), None)
+        sm = "" if capability is None else f' sm="{capability}"'
+        chip = "" if gcn is None else f' gcn="{gcn}"'
+        one_gbps = {"nvlink": link_speeds.nvlink_gbps(capability or 80), "xgmi": link_speeds.xgmi_gbps(gcn or "")}
+        self._put(depth, f'<gpu dev="{dev}"{sm}{chip} rank="{dev}" gdr="1">')
         for peer, link in self._links[node.name]:
-            lanes = link.lanes or 1
             if link.kind in SCALE_UP:
+                lanes = link.lanes or min(max(1, round(link.gbps / one_gbps[link.kind])), MAX_NVLINKS)
                 switch = next(n.kind for n in self.host.nodes if n.name == peer) == "nvswitch"
                 target, tclass = (SWITCH_BUSID, SWITCH_CLASS) if switch else (self._busids[peer], CLASSES["gpu"])
                 self._put(depth + 1, f'<{link.kind} target="{target}" count="{lanes}" tclass="{tclass}"/>')
             elif link.kind == "c2c":
+                lanes = link.lanes or 1
                 self._put(depth + 1, f'<c2c bw="{round(link.gbps * 1000 / lanes)}" count="{lanes}"/>')
         self._put(depth, "</gpu>")
 

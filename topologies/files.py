@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tempfile
@@ -56,6 +57,15 @@ def read_text(path: str | Path, *, limit_bytes: int = MAX_TEXT_BYTES) -> str:
         raise BadInput(f"{path}: not UTF-8 text (byte {error.start} is 0x{error.object[error.start]:02x})") from error
 
 
+def refuse_overwriting(output: str | Path | None, *inputs: str | Path) -> None:
+    """Raise BadInput where a file to be written, if any, is one that is read: nobody wants to lose that."""
+    if output is None or what_is_there(output) != "file":
+        return
+    for read in inputs:
+        if what_is_there(read) == "file" and Path(output).samefile(read):
+            raise BadInput(f"{output}: is {read}, which is read here, and would be overwritten; choose another name")
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 text file whole or not at all, as `write_bytes` does."""
     write_bytes(path, text.encode("utf-8"))
@@ -75,6 +85,8 @@ def write_bytes(path: str | Path, data: bytes) -> None:
             return
         if path.is_symlink():
             path = path.resolve(strict=path.exists())
+            if path.is_symlink():  # a circle, which Python names from 3.13 on only where the path has to exist
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
     except (OSError, ValueError, RuntimeError) as error:  # ValueError: a NUL byte; RuntimeError: links in a circle
         raise BadInput(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from error

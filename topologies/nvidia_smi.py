@@ -22,6 +22,7 @@ from topologies.spec import Host
 LEVELS = ("PIX", "PXB", "PHB", "NODE", "SYS")
 SYNONYMS = {"SOC": "SYS", "C2C": "SYS", "CNS": "NODE"}
 MAX_NVLINKS = 18  # of one GPU, up to Blackwell: pairs that would need more share a switch
+MAX_NVLINKS_TO_EACH = 6  # of several peers on one board: 18 over 3 (H100); three GPUs seen of a switched host show more
 MAX_LINES, MAX_DEVICES = 5_000, 256
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[()][A-B0-2]|[\x00\x0e\x0f]")
 _DEVICE = re.compile(r"(?:GPU|NIC|mlx|bnxt|rdma|irdma|efa|hfi)[\w.+-]*")
@@ -208,7 +209,10 @@ def _nvlinks(matrix: _Matrix) -> dict[frozenset[str], int]:
 
 
 def _direct(to_peers: dict[str, list[int]]) -> bool:
-    return all(sum(peers) <= MAX_NVLINKS for peers in to_peers.values())
+    return all(
+        sum(peers) <= MAX_NVLINKS and (len(peers) == 1 or max(peers, default=0) <= MAX_NVLINKS_TO_EACH)
+        for peers in to_peers.values()
+    )
 
 
 class _HostBuilder:

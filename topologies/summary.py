@@ -75,11 +75,13 @@ def summarise(cluster: Cluster) -> dict[str, Any]:
     except BadInput as error:
         rate = {"gbps_per_gpu": None, "bottleneck": str(error), "ranks": cluster.num_ranks}
     fabric = cluster.spec.fabric
+    sizes_D = np.bincount(cluster.domain_of_rank)
     return {
         "name": cluster.name,
         "ranks": cluster.num_ranks,
         "hosts": cluster.num_hosts,
         "domains": cluster.num_domains,
+        "domain_ranks": {"least": int(sizes_D.min()), "most": int(sizes_D.max())},
         "gpus": [
             {"name": name, "count": count} for name, count in sorted(Counter(gpu.name for gpu in cluster.gpus).items())
         ],

@@ -13,8 +13,9 @@ from app.console import messages, print_json, results
 from planner import TimingProfile, load_profile
 from planner.calibrate import calibrate as fit
 from planner.calibrate import profile_text, read_table
+from planner.calibrate.regimes import OF_BYTES
 from topologies.errors import BadInput
-from topologies.files import write_text
+from topologies.files import refuse_overwriting, write_text
 
 
 @click.command()
@@ -56,6 +57,7 @@ def calibrate(
     """
     if not Path(output).resolve().parent.is_dir():
         raise BadInput(f"{output}: the folder {Path(output).parent} does not exist")
+    refuse_overwriting(output, *tables)
     loaded = []
     for path in tables:
         table = read_table(path)
@@ -68,7 +70,7 @@ def calibrate(
     write_text(
         output, profile_text(profile, "Fitted by `epplan calibrate`; every model names its table and its fit error.")
     )
-    for note in _too_few_rows(profile, {table.name for table in loaded}):
+    for note in _weak_fits(profile, {table.name for table in loaded}):
         messages().print(f"note: {note}")
     if json_:
         print_json(profile.model_dump(mode="json"))
@@ -77,14 +79,20 @@ def calibrate(
     results().print(f"wrote {output}")
 
 
-def _too_few_rows(profile: TimingProfile, names: set[str]) -> Iterator[str]:
-    """Yield which exchange models have as many terms as rows: they pass through every row, whatever it says."""
+def _weak_fits(profile: TimingProfile, names: set[str]) -> Iterator[str]:
+    """Yield which exchange models pass through every row, whatever it says, and which know no price of bytes."""
     for model in profile.exchanges:
+        if model.fit.table not in names:
+            continue
+        what = f"{model.fit.table}: {model.kernel} {model.op} on {model.system}"
         terms = sum(len(regime.us) for regime in model.regimes)
-        if model.fit.table in names and model.fit.rows <= terms:
+        if model.fit.rows <= terms:
+            yield f"{what}: {model.fit.rows} rows for {terms} terms; errors say nothing, measure more sizes or ranks"
+        if model.op != "prepare" and not set(OF_BYTES) & set(model.regimes[-1].us):
+            largest = model.spans["message_bytes"].high
             yield (
-                f"{model.fit.table}: {model.kernel} {model.op} on {model.system}: {model.fit.rows} rows for {terms} "
-                "terms; its errors say nothing, measure more sizes or ranks"
+                f"{what}: messages up to {largest:,.0f} bytes show no bandwidth, that of the base profile stays; "
+                "measure larger ones"
             )
 
 

@@ -10,7 +10,8 @@ from app.console import messages
 from app.inputs import workload_of_plan
 from planner import load_plan, load_profile
 from planner.exporters import TARGETS, Loss, export_plan
-from topologies.files import write_bytes
+from topologies import BadInput
+from topologies.files import refuse_overwriting, write_bytes
 
 
 @click.command()
@@ -41,16 +42,20 @@ def export(
         layers = [layer.layer for layer in loaded.layers]
         setting = (workload_of_plan(loaded, layers, routing=routing, cluster=cluster), load_profile(profile))
     exported = export_plan(loaded, target, lossy=setting, name=plan)
-    write_bytes(output, exported.data)
-    written = [str(output)]
+    files = {output: exported.data}
     if (beside := exported.beside()) is not None:
         second = output.with_suffix(beside[0])
-        write_bytes(second, beside[1])
-        written.append(str(second))
+        if second == output:
+            raise BadInput(f"-o {output}: a second file goes to {second}; end the name of the first in .pt")
+        files[second] = beside[1]
+    for file in files:
+        refuse_overwriting(file, plan)
+    for file, data in files.items():
+        write_bytes(file, data)
     say = messages()
     if exported.loss is not None:
         _warn(exported.loss, target)
-    say.print(f"wrote {' and '.join(written)} ({exported.target.summary})", highlight=False, markup=False)
+    say.print(f"wrote {' and '.join(map(str, files))} ({exported.target.summary})", highlight=False, markup=False)
     say.print(f"launch: {exported.hint(str(output))}", highlight=False, markup=False)
 
 

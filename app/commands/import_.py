@@ -15,6 +15,7 @@ from app.tables import as_json, comparison
 from planner import build_workload, load_profile, predict
 from planner.importers import FORMATS, import_plan, read_placement
 from planner.timing import EXCHANGES, Exchange, plain
+from topologies.files import refuse_overwriting
 
 
 @click.command(name="import")
@@ -54,6 +55,7 @@ def import_(
     \b
     epplan import location.json --from sglang --model deepseek-v3 --cluster hgx-h100:4 --routing loads.json -o now.json
     """
+    refuse_overwriting(output, file)
     inputs = load_inputs(model, cluster, routing)
     imported = read_placement(file, fmt, inputs.model, inputs.cluster)
     for remark in (*inputs.routing.remarks, *imported.remarks):

@@ -23,6 +23,7 @@ from planner import Cluster, TimingProfile, Workload, assemble_plan, build_workl
 from planner.coherent import coherent_step
 from planner.rank_speeds import load_rank_speeds
 from topologies import BadInput
+from topologies.files import refuse_overwriting
 
 
 @click.command()
@@ -129,6 +130,8 @@ def _check(options: PlanOptions) -> None:
         raise BadInput(f"--time-limit is {options.time_limit}, must be a finite number of seconds")
     options.check_coherent()
     _check_output(options.output)
+    read = (options.model, options.cluster, options.profile, options.rank_speed, *options.routing)
+    refuse_overwriting(options.output, *(name for name in read if name is not None))
 
 
 def _check_replica_choice(options: PlanOptions, *, scenarios: int) -> None:

@@ -16,7 +16,7 @@ from planner.simulate import Simulation, simulate_layer
 from planner.timing import EXCHANGES, Exchange, plain
 from planner.trace import busiest_link, chrome_trace
 from topologies.errors import BadInput
-from topologies.files import write_text
+from topologies.files import refuse_overwriting, write_text
 
 
 @click.command()
@@ -58,6 +58,7 @@ def simulate(
     \b
     epplan simulate plan.json --routing loads.json -o trace.json
     """
+    refuse_overwriting(output, plan)
     loaded = load_plan(plan)
     index = _layer_index(loaded, layer)
     workload = workload_of_plan(loaded, [loaded.layers[index].layer], routing=routing, cluster=cluster)

@@ -31,6 +31,7 @@ def _overview(summary: dict[str, Any]) -> Table:
     table = _table(summary["name"], {"": "left", " ": "left"})
     table.show_header = False
     rate, fabric = summary["uniform_alltoall"], summary["fabric"]
+    sizes = sorted(set(summary["domain_ranks"].values()))
     gpus = ", ".join(f"{gpu['count']} x {gpu['name']}" for gpu in summary["gpus"])
     speed = "-" if rate["gbps_per_gpu"] is None else f"{rate['gbps_per_gpu']:.4g} GB/s per GPU"
     if rate["ranks"] < summary["ranks"]:
@@ -38,7 +39,7 @@ def _overview(summary: dict[str, Any]) -> Table:
     rows = {
         "ranks": f"{summary['ranks']} ({gpus})",
         "hosts": str(summary["hosts"]),
-        "scale-up domains": f"{summary['domains']} of {summary['ranks'] / summary['domains']:g} ranks",
+        "scale-up domains": f"{summary['domains']} of {' to '.join(map(str, sizes))} ranks",
         "fabric": "none (one host)"
         if fabric is None
         else (

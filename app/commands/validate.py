@@ -14,7 +14,7 @@ from planner import Plan, Workload, load_plan, load_profile
 from planner.baselines import BASELINES, baseline
 from planner.timing import EXCHANGES, Exchange, plain
 from topologies.errors import BadInput, Infeasible
-from topologies.files import write_text
+from topologies.files import refuse_overwriting, write_text
 from topologies.routes import POLICIES
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ def validate(
     every link of the plan's cluster its bandwidth times one factor; experts are then a wait (emulated). Probes are
     one-to-one flows and uniform exchanges: no plan is ever seen by the calibration.
     """
+    for path in (output, page):
+        refuse_overwriting(path, plan)
     if importlib.util.find_spec("torch") is None:
         raise BadInput("`epplan validate` needs torch, which is not installed: pip install 'epplan[executor]'")
     loaded = load_plan(plan)

@@ -15,6 +15,7 @@ import click
 
 from app.apply_command import ApplyCommand
 from app.changes import move_limit
+from app.inputs import cluster_of_plan
 from app.watching import Watch, next_file
 from planner import load_plan, load_profile
 from planner.inbox import Inbox
@@ -81,6 +82,7 @@ def watch(
     plan_file = Path(plan_).absolute()
     in_force = load_plan(plan_file)
     plain(in_force.exchange)  # raises for a plan that cannot be followed
+    cluster_of_plan(in_force, cluster)  # raises where its file has to be named
     move_limit(max_moves, None, 1, has_plan=True)
     watching = Watch(
         plan_file,

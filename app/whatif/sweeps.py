@@ -153,7 +153,7 @@ def point_row(point: Point, time_limit_s: float, drawn: dict[str, Workload]) -> 
         dispatch_us=found.mean("dispatch_us"),
         compute_us=found.mean("compute_us"),
         combine_us=found.mean("combine_us"),
-        best_baseline_us=min(one.mean("layer_us") for one in solution.predictions[:-1]),
+        best_baseline_us=solution.to_beat.mean("layer_us"),
         imbalance=found.mean("imbalance"),
         weights_gb=found.memory_bytes / 1e9,
         us_per_token=found.total_us / workload.tokens_per_rank,

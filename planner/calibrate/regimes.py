@@ -3,7 +3,8 @@
 Within a range the time is linear in the terms; relative errors are minimised by non-negative least squares, reweighted
 until outliers stop counting. Noise of a timer adds time and never takes any away, so a measurement far above the model
 loses its weight sooner than one far below. Ranges are chosen by dynamic programming over the message sizes, at a
-price for each further one.
+price for each further one. The last range has no upper end: where only messages so small were measured that no price
+of bytes rises above the noise, what was fitted to noise would decide every larger message, and is left out.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ NOISE = 0.05  # relative; what an ordinary measurement is off by
 RANGE_PRICE = 5.0  # cost of one more range, in units of squared noise
 MAX_SIZES = 48  # distinct message sizes that may start a range; more are thinned out
 ITERATIONS = 10
+OF_BYTES = ("wire", "inter_wire", "inter_sm_wire", "message")
 
 
 def fit_regimes(
@@ -31,8 +33,8 @@ def fit_regimes(
 ) -> tuple[MessageRegime, ...]:
     """Return the ranges and their terms for X measured cases (X >= 1).
 
-    Terms that the cases cannot tell from earlier ones are left out: with one number of ranks, `doubling` is part of
-    `start`.
+    Terms that the cases cannot tell from earlier ones, or from noise, are left out: with one number of ranks,
+    `doubling` is part of `start`.
     """
     kept = _identifiable(terms, values)
     matrix_XJ = np.stack([values[term] for term in kept], axis=1)
@@ -42,10 +44,25 @@ def fit_regimes(
     for number, (stop, us) in enumerate(segments):
         last = number == len(segments) - 1
         edge = None if last else float(np.sqrt(ends[stop - 1][1] * ends[stop][0]))
-        regimes.append(
-            MessageRegime(max_bytes=edge, us={term: float(f"{v:.6g}") for term, v in zip(kept, us, strict=True)})
-        )
+        prices = dict(zip(kept, us.tolist(), strict=True))
+        if last:
+            inside_X = level_X >= (segments[-2][0] if number else 0)
+            prices = _above_noise(prices, matrix_XJ[inside_X], time_us_X[inside_X])
+        regimes.append(MessageRegime(max_bytes=edge, us={term: float(f"{v:.6g}") for term, v in prices.items()}))
     return tuple(regimes)
+
+
+def _above_noise(prices: dict[str, float], matrix_XJ: FloatArray, time_us_X: FloatArray) -> dict[str, float]:
+    """Return the prices of a range; without those of bytes, fitted anew, where all are within the noise of every case.
+
+    Where one rises above it, large messages were measured, and all are kept.
+    """
+    part_J = (matrix_XJ / time_us_X[:, None]).max(axis=0) * np.array(list(prices.values()))
+    bytes_J = np.array([term in OF_BYTES for term in prices])
+    if not bytes_J.any() or bytes_J.all() or (part_J[bytes_J] >= NOISE).any():
+        return prices
+    us_J, _ = robust_nnls(matrix_XJ[:, ~bytes_J], time_us_X)
+    return dict(zip((term for term in prices if term not in OF_BYTES), us_J.tolist(), strict=True))
 
 
 def robust_nnls(matrix_XJ: FloatArray, time_us_X: FloatArray) -> tuple[FloatArray, float]:

@@ -77,9 +77,14 @@ class Adaptation:
         layers = self._where(lambda p: len(p.expert_S) > experts or (even and p.slots_R.max() != p.slots_R.min()))
         if not layers:
             return
+        remedy = (
+            f"plan for a number of ranks that divides {experts}"  # with any other, some slot is left for a replica
+            if experts % ranks
+            else f"plan with --slots-per-rank {experts // ranks}"
+        )
         self._lose(
             layers, "replicas, or more experts on one rank than on another" if even else "replicas",
-            "one copy of each expert is kept", f"plan with --slots-per-rank {-(-experts // ranks)}",
+            "one copy of each expert is kept", remedy,
         )  # fmt: skip
         for index in layers:
             placement = self.placements[index]
@@ -91,7 +96,10 @@ class Adaptation:
         layers = [index for index, weight_ER in enumerate(weights) if not np.array_equal(weight_ER > 0, weights[0] > 0)]
         if not layers:
             return
-        self._lose(layers, "a placement of its own for every layer", "all layers get the one nearest to all", "none")
+        self._lose(
+            layers, "a placement of its own for every layer", "all layers get the one nearest to all",
+            "vllm-49572 and vllm-14544 hold one for each",
+        )  # fmt: skip
         room_R = np.max([placement.slots_R for placement in self.placements], axis=0)
         weight_ER = np.mean(weights, axis=0)
         self.placements[:] = [without_replicas(weight_ER, room_R, self.plan.num_domains)] * len(self.placements)

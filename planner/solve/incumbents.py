@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -96,6 +96,11 @@ class Incumbents:
     def baselines_predicted(self, exchange: Exchange) -> list[Prediction]:
         """Return the prediction of every baseline as it is under an exchange."""
         return [counts.price(name) for name, counts in self._counts(exchange).items()]
+
+    def rival(self, exchanges: Iterable[Exchange]) -> Prediction:
+        """Return the fastest baseline as it is, each under the exchange that suits it best."""
+        predictions = (one for exchange in exchanges for one in self.baselines_predicted(exchange))
+        return min(predictions, key=lambda prediction: prediction.total_us)
 
     def predict(self, placements: Sequence[Placement], exchange: Exchange) -> Prediction:
         """Predict a plan of all layers under an exchange."""

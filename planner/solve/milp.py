@@ -107,9 +107,8 @@ def _by_cbc(problem: pulp.LpProblem, limits: _Limits) -> dict[str, Any]:
         path=cbc_path(), msg=False, threads=1, gapRel=limits.relative_gap, timeLimit=limits.time_limit_s,
         maxNodes=limits.max_nodes, warmStart=limits.warm_start is not None,
     )  # fmt: skip
-    problem.solve(solver)
-    optimal = problem.sol_status == pulp.LpSolutionOptimal
-    if not optimal and problem.sol_status != pulp.LpSolutionIntegerFeasible:
+    has_solution, optimal = _ended(problem, problem.solve(solver))
+    if not has_solution:
         return {}
     objective = float(pulp.value(problem.objective))
     return {
@@ -119,6 +118,14 @@ def _by_cbc(problem: pulp.LpProblem, limits: _Limits) -> dict[str, Any]:
         "bound": objective - limits.relative_gap * abs(objective) if optimal else float("-inf"),
         "values": {column.name: float(column.varValue or 0.0) for column in columns},
     }
+
+
+def _ended(problem: pulp.LpProblem, result: Any) -> tuple[bool, bool]:
+    """Return whether there is a solution, and whether it is optimal within the gap; PuLP 4 returns it, 3 keeps it."""
+    if hasattr(result, "has_solution"):
+        return bool(result.has_solution), result.status.name in ("Optimal", "GapLimit")
+    optimal = problem.sol_status == pulp.LpSolutionOptimal
+    return optimal or problem.sol_status == pulp.LpSolutionIntegerFeasible, optimal
 
 
 def _columns(problem: pulp.LpProblem) -> list[Any]:

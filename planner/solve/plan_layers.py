@@ -80,6 +80,7 @@ def solve(
         layers=tuple(layers),
         baselines=known.baselines,
         predictions=(*known.baselines_predicted(chosen), known.predict(placements, chosen)),
+        rival=known.rival(names),
         complete=complete,
         seconds=time.monotonic() - started,
         solver=solver,

@@ -27,7 +27,7 @@ from planner.solve.plan_layers import solve
 from planner.solve.shares import best_shares
 from planner.solve.solution import LayerSolution, Objective, Solution
 from planner.solve.swaps import descend_by_swaps
-from planner.timing import Exchange, Overlap, TimingProfile, plain
+from planner.timing import EXCHANGES, Exchange, Overlap, TimingProfile, plain
 from planner.workload import TokenSampler, Workload, build_workload
 from topologies import BadInput
 
@@ -123,6 +123,7 @@ def solve_scenarios(
         layers=layers,
         baselines=known[worst].baselines,
         predictions=(*known[worst].baselines_predicted(name), table["this plan"][worst]),
+        rival=known[worst].rival(EXCHANGES if exchange == "auto" else (exchange,)),
         seconds=time.monotonic() - started,
     )
     return RobustSolution(solution, tuple(workloads), worst, table)

@@ -165,7 +165,7 @@ def _solve_at(
     if sum(layer.objective for layer in alike.layers) < sum(layer.objective for layer in found.layers):
         return replace(alike, seconds=found.seconds + alike.seconds)
     compared = (*alike.predictions[:-1], found.predictions[-1])
-    return replace(found, baselines=alike.baselines, predictions=compared)
+    return replace(found, baselines=alike.baselines, predictions=compared, rival=alike.rival)
 
 
 class _Quick:

@@ -39,6 +39,7 @@ class Solution:
         baselines: what people use today on the same workload and slots, for comparison.
         predictions: of every baseline and, last, of the placements, all under `exchange`; with `coherent`, before it,
             of the best plan for plain exchanges, under its own.
+        rival: the fastest baseline under the exchange that suits it best, of those that were asked for.
         complete: False where the search was interrupted and some layers hold their best start.
         seconds: wall-clock time of the whole search.
         solver: what searched, with versions.
@@ -51,6 +52,7 @@ class Solution:
     layers: tuple[LayerSolution, ...]
     baselines: Mapping[str, list[Placement]]
     predictions: tuple[Prediction, ...]
+    rival: Prediction
     complete: bool
     seconds: float
     solver: str
@@ -60,3 +62,8 @@ class Solution:
     def placements(self) -> list[Placement]:
         """Return the placement of every layer."""
         return [layer.placement for layer in self.layers]
+
+    @property
+    def to_beat(self) -> Prediction:
+        """Return the fastest of what the placements are compared with, under whatever exchange."""
+        return min((*self.predictions[:-1], self.rival), key=lambda prediction: prediction.total_us)

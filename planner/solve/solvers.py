@@ -21,13 +21,20 @@ def available_solver() -> Solver:
 @cache
 def cbc_path() -> str | None:
     """Return the program of CBC: one that is installed, else the one that PuLP 3 brings along."""
-    from pulp.apis import coin_api  # noqa: PLC0415 - a tenth of a second that plans without a search do not need
+    from pulp import COIN_CMD  # noqa: PLC0415 - a tenth of a second that plans without a search do not need
 
-    bundled = getattr(coin_api, "pulp_cbc_path", None)
-    for solver in (coin_api.COIN_CMD(msg=False), *([coin_api.COIN_CMD(msg=False, path=bundled)] if bundled else [])):
+    for solver in (COIN_CMD(msg=False), *(COIN_CMD(msg=False, path=path) for path in _bundled_paths())):
         if solver.available():
             return str(solver.path)
     return None
+
+
+def _bundled_paths() -> list[str]:
+    try:
+        from pulp.apis.coin_api import pulp_cbc_path  # noqa: PLC0415 - as above
+    except ImportError:  # PuLP 4 brings none along
+        return []
+    return [str(pulp_cbc_path)]
 
 
 def solver_name() -> str:

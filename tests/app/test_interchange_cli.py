@@ -112,6 +112,39 @@ def test_every_target_writes_a_bundled_plan_that_has_no_replicas(run, tmp_path):
         assert (tmp_path / target).stat().st_size > 0
 
 
+@pytest.mark.parametrize(
+    ("name", "target", "fragment"),
+    [
+        ("plan.pt", "lp-shares", "plan.json, which is read here"),  # its map goes to plan.json
+        ("plan.json", "sglang", "plan.json, which is read here"),
+        ("shares.json", "lp-shares", "end the name of the first in .pt"),  # both files would be shares.json
+    ],
+)
+def test_export_overwrites_neither_the_plan_nor_itself(run, loads, tmp_path, name, target, fragment):
+    plan = planned(run, loads, tmp_path, "--engine-compatible")
+    before = plan.read_bytes()
+    refused(run("export", plan, "--to", target, "-o", tmp_path / name), fragment)
+    assert plan.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loads.json", "plan.json"]
+
+
+def test_no_command_writes_over_what_it_reads(run, loads, tmp_path):
+    plan, file = planned(run, loads, tmp_path, "--engine-compatible"), tmp_path / "location.json"
+    assert run("export", plan, "--to", "sglang", "-o", file)[0] == 0
+    link = tmp_path / "link.json"
+    link.symlink_to(plan)
+    before = plan.read_bytes(), file.read_bytes()
+    for words in (
+        ["simulate", plan, "--routing", loads, "-o", plan],
+        ["simulate", plan, "--routing", loads, "-o", link],
+        ["validate", plan, "--routing", loads, "-o", plan],
+        ["validate", plan, "--routing", loads, "--page", link],
+        ["import", file, "--from", "sglang", *SETTING, "--routing", loads, "-o", file],
+    ):
+        refused(run(*words), "which is read here")
+    assert (plan.read_bytes(), file.read_bytes()) == before
+
+
 def test_imports_that_are_refused(run, loads, tmp_path):
     file = tmp_path / "map.json"
     base = ["import", file, "--from", "sglang", *SETTING, "--routing", loads]

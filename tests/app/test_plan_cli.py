@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,6 +204,13 @@ def test_help_teaches(verb):
 def test_limits_are_finite(run, loads, limit):
     failed(run(*BASE, "--routing", loads(), "--time-limit", limit), 2, "--time-limit", limit)
     failed(run(*BASE, "--routing", loads(), "--tokens-per-rank", limit), 2, "tokens per rank", limit)
+
+
+def test_a_plan_does_not_overwrite_what_it_is_made_from(run, loads):
+    statistics = Path(loads())
+    before = statistics.read_bytes()
+    failed(run(*BASE, "--routing", statistics, "-o", statistics), 2, "which is read here, and would be overwritten")
+    assert statistics.read_bytes() == before
 
 
 def test_output_names_that_cannot_be_written(run, loads, tmp_path):

@@ -73,6 +73,25 @@ def test_show_prints_ranks_domains_links_and_bisection(run: Run) -> None:
     assert summary["host_kinds"][0]["gpus"][3]["nics"] == ["nic3"]
 
 
+UNEVEN = """\
+format: epplan.cluster
+version: 1
+name: uneven
+hosts:
+  one: {nodes: [{name: gpu0, kind: gpu}], links: []}
+  two:
+    nodes: [{name: gpu0, kind: gpu}, {name: gpu1, kind: gpu}]
+    links: [{a: gpu0, b: gpu1, kind: nvlink, gbps: 450}]
+layout: [{host: two, count: 2}, {host: one}]
+"""
+
+
+def test_show_tells_domains_of_several_sizes(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "uneven.yaml").write_text(UNEVEN)
+    assert "3 of 1 to 2 ranks" in run("show", str(tmp_path / "uneven.yaml")).output
+    assert _json(run("show", str(tmp_path / "uneven.yaml"), "--json"))["domain_ranks"] == {"least": 1, "most": 2}
+
+
 def test_show_without_a_cluster_lists_the_catalog(run: Run) -> None:
     assert "hgx-h100" in run("show").output
     assert _json(run("show", "--json"))[0]["name"] == "dgx-a100"

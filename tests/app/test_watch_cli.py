@@ -11,8 +11,12 @@ import time
 import numpy as np
 import pytest
 
+from app.apply_command import ApplyCommand
 from app.commands.watch import watch
-from planner import load_plan
+from app.watching import Watch
+from planner import load_plan, load_profile
+from planner.inbox import Inbox
+from planner.watch import Threshold
 from tests.app.test_plan_cli import failed
 
 FLAT = np.random.default_rng(5).integers(20, 200, (16, 64))
@@ -108,6 +112,39 @@ def test_moves_are_limited(service):
     _, told, _ = once(KEEP + os.devnull, "--max-moves", free // 2)
     assert _events(told) == ["watching", "applied"]
     assert 0 < told[-1]["moves"] <= free // 2
+
+
+def test_drift_is_counted_from_the_first_statistics_seen(service):
+    """The plan was made on FLAT, which never is in the folder: nothing is known of drift at first, then all of it is.
+
+    Layer 0 of the second file has half of expert 0's load on expert 1; the other layers stay: drift / 16 layers.
+    """
+    plan, folder, _ = service
+    told = []
+    watching = Watch(
+        plan, Inbox(folder, 0.0, {plan}), ApplyCommand.parse("false {plan}", 1.0), Threshold(0.9, 1e4), load_profile(),
+        None, 0.0, 1, None, None, lambda event, text, **fields: told.append((event, text, fields)),
+    )  # fmt: skip
+    first = np.full((16, 64), 1_000_000)
+    second = first.copy()
+    second[0, :2] = 500_000, 1_500_000
+    for name, load, at in (("one.json", first, 1_000), ("two.json", second, 2_000)):
+        _put(folder, load, name, at=at)
+        watching.turn()
+    assert [event for event, _, _ in told] == ["kept", "kept"]
+    assert told[0][2]["drift"] is None
+    assert "of the load moved" not in told[0][1]
+    assert told[1][2]["drift"] == pytest.approx(0.5 / 64 / 16, rel=0.1)
+    assert "of the load moved" in told[1][1]
+
+
+def test_a_cluster_that_has_to_be_named_is_asked_for_at_once(run, service):
+    plan, folder, _ = service
+    document = json.loads(plan.read_text())
+    document["cluster"]["name"] = "ours"
+    document.pop("sha256")
+    plan.write_text(json.dumps(document))
+    failed(run("watch", folder, "--plan", plan, "--apply", "true {plan}", "--once"), 2, "'ours'", "--cluster")
 
 
 def test_bad_files_are_skipped_for_the_next_newest(service):

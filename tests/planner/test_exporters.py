@@ -178,6 +178,23 @@ def test_uneven_slots_are_refused_with_the_remedy():
     assert exported.loss.cost_us == pytest.approx(after.total_us - before.total_us)
 
 
+def test_the_remedy_for_replicas_is_one_that_works():
+    """8 experts on 4 ranks fit 2 a rank; 6 do not: 2 slots a rank are 8, two for replicas."""
+    rows = [[0, 1, 2], [3, 4, 0], [5, 6, 0], [7, 1]]
+    even, _ = plan_of(model_of(8), two_hosts(), [Placement.equal_shares(rows, 8, 2)] * 2)
+    with pytest.raises(BadInput, match="--slots-per-rank 2,"):
+        export_plan(even, "vllm-34811")
+    odd, _ = plan_of(model_of(6), two_hosts(), [Placement.equal_shares([[0, 1], [2, 0], [3, 4], [5, 0]], 6, 2)] * 2)
+    with pytest.raises(BadInput, match="number of ranks that divides 6"):
+        export_plan(odd, "vllm-34811")
+    layers = [[[0, 1], [2, 3], [4, 5], [6, 7]], [[1, 2], [3, 4], [5, 6], [7, 0]]]
+    apart, _ = plan_of(model_of(8), two_hosts(), [Placement.equal_shares(layer, 8, 2) for layer in layers])
+    with pytest.raises(BadInput, match="vllm-49572 and vllm-14544 hold one"):
+        export_plan(apart, "vllm-34811")
+    for other in ("vllm-49572", "vllm-14544"):
+        export_plan(apart, other)
+
+
 def test_lp_shares_fill_slots_without_a_loss():
     rows = [[0, 1, 2], [3], [4], [5]]
     plan, _ = plan_of(model_of(6), two_hosts(), [Placement.equal_shares(rows, 6, 2)] * 2)

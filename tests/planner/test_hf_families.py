@@ -271,6 +271,23 @@ FAMILIES = {
         },
         (256, 8, 4096, 4096), (1, 1), 62, range(62), 0, "bf16", (790, 816),
     ),
+    "Kimi-K3 (nested, narrower rows, mxfp4)": (
+        {
+            "model_type": "kimi_k3", "dtype": "bfloat16",
+            "text_config": {
+                "model_type": "kimi_linear", "dtype": "bfloat16", "hidden_size": 7168, "intermediate_size": 33792,
+                "routed_expert_hidden_size": 3584, "moe_intermediate_size": 3072, "num_hidden_layers": 93,
+                "first_k_dense_replace": 1, "moe_layer_freq": 1, "num_experts": 896, "num_experts_per_token": 16,
+                "num_shared_experts": 2, "num_expert_group": 1, "topk_group": 1, "topk_method": "noaux_tc",
+                "quantization_config": {
+                    "quant_method": "compressed-tensors", "format": "mxfp4-pack-quantized",
+                    "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "float", "group_size": 32}}},
+                    "ignore": ["re:.*self_attn.*", "re:.*shared_experts.*", "re:.*lm_head.*"],
+                },
+            },
+        },
+        (896, 16, 3584, 3072), (1, 1), 93, range(1, 93), 2 * 2 * 3072, "mxfp4", (2600, 2800),
+    ),
     "a toy of our own": (
         {
             "model_type": "epplan_toy", "hidden_size": 64, "moe_intermediate_size": 48, "num_hidden_layers": 6,
@@ -301,15 +318,6 @@ def test_letters_of_nemotron_h():
     assert [config["hybrid_override_pattern"][layer] for layer in fields["moe_layers"]] == ["E"] * 23
     assert fields["gated"] is False
     assert parse_config(config | {"num_hidden_layers": None}, "config.json")["num_layers"] == 52
-
-
-def test_shared_experts_beside_latent_ones_see_rows_of_the_whole_width():
-    """Nemotron-3-Super: two matrices of 4096 x 5376 beside routed ones of 1024 x 2688."""
-    config = FAMILIES["Nemotron-3-Nano-30B (two matrices, layers by letters)"][0]
-    latent = {"hidden_size": 4096, "moe_latent_size": 1024, "moe_shared_expert_intermediate_size": 5376}
-    fields = parse_config(config | latent, "config.json")
-    assert fields["hidden"] == 1024
-    assert 2 * fields["hidden"] * fields["shared_intermediate"] == 2 * 4096 * 5376
 
 
 QWEN = FAMILIES["Qwen3-Next-80B-A3B"][0] | {"num_hidden_layers": 8}

@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
+from planner.solve import milp as shim
 from planner.solve.milp import solve_milp
+from planner.solve.solvers import cbc_path
 
 
 def knapsack(values, weights, room):
@@ -30,6 +32,30 @@ def test_agrees_with_scipy(items, room):
     assert ours.proven_optimal
     assert ours.objective == pytest.approx(theirs.fun)
     assert ours.bound == pytest.approx(theirs.fun, abs=1e-5)
+
+
+@pytest.fixture
+def cbc(monkeypatch):
+    """Let CBC solve, as where HiGHS is not installed."""
+    if cbc_path() is None:
+        pytest.skip("CBC is not installed, and PuLP 4 brings none along")
+    monkeypatch.setattr(shim, "available_solver", lambda: "CBC")
+
+
+@pytest.mark.usefixtures("cbc")
+def test_cbc_says_the_same_and_proves_no_more_than_it_can():
+    """Items worth 5, 4 and 3 take 4, 3 and 2 of 7: the first two are best, for 9. A time limit proves nothing."""
+    small = solve_milp(knapsack([5, 4, 3], [4, 3, 2], 7))
+    assert small.proven_optimal
+    assert (small.objective, small.values["take2"]) == (-9.0, 0.0)
+    assert small.bound == pytest.approx(-9.0, rel=1e-5)
+    assert not solve_milp(knapsack([1], [1], -1)).has_solution
+    problem, start, mean = hard_partition()
+    late = solve_milp(problem, warm_start=start, time_limit_s=1.0, relative_gap=0.0)
+    assert late.has_solution
+    assert not late.proven_optimal
+    assert mean * (1 - 1e-9) <= late.objective <= start["most"]
+    assert late.bound <= late.objective
 
 
 def hard_partition(items=60, ranks=8):

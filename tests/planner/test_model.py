@@ -109,6 +109,17 @@ def test_a_file_and_the_directory_that_holds_it(tmp_path):
     assert load_model(str(tmp_path / "other.json")).name == "other"
 
 
+def test_weights_of_model_slim_need_a_word_in_the_config(tmp_path):
+    config = DEEPSEEK | {"torch_dtype": "bfloat16"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "quant_model_description.json").write_text(json.dumps({"model_quant_type": "W8A8_DYNAMIC"}))
+    with pytest.raises(BadInput, match=r"config.json: quant_model_description.json \(Ascend msModelSlim\) beside it"):
+        load_model(str(tmp_path))
+    for bits, storage in ((8, "int8"), (4, "int4-g128")):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {"bits": bits}}))
+        assert load_model(str(tmp_path)).weight_dtype == storage
+
+
 def test_modelopt_quantization_beside_the_config(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(DEEPSEEK | {"torch_dtype": "bfloat16"}))
     (tmp_path / "hf_quant_config.json").write_text(

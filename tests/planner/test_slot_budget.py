@@ -64,6 +64,14 @@ def test_bytes_by_hand():
     assert slot_bytes(workload.model, training=False) == workload.model.expert_bytes
 
 
+@pytest.mark.parametrize(("storage", "each"), [("fp32", 4), ("bf16", 2), ("fp8", 1), ("int4-g32", 2), ("mxfp4", 2)])
+def test_shared_experts_of_4_bit_checkpoints_are_not_of_4_bits(storage, each):
+    """Kimi-K2.5: gate, up and down [2048, 7168] in bf16 beside int4; here two layers of 4096 x 512, and routers."""
+    workload = workload_of([FLAT, FLAT], shared_experts=1, shared_intermediate=512, weight_dtype=storage)
+    used = memory_use(workload, 5, 0, training=False)
+    assert used.shared_bytes == each * 2 * 3 * 4096 * 512 + 2 * 2 * 4096 * 8
+
+
 def test_buffers_hold_the_quantile_of_the_load():
     """4 ranks x 2,000 tokens x top-2, 8 even experts, 2 a rank: every rank expects 4,000 rows."""
     workload = workload_of([FLAT])

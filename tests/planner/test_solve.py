@@ -16,6 +16,7 @@ from planner.baselines import BASELINES
 from planner.cost import step_cost
 from planner.layer import layer_problem
 from planner.placement import Placement, check_placement
+from planner.predict import predict
 from planner.routing import Routing
 from planner.solve import solve
 from planner.solve.bounds import lower_bound
@@ -256,3 +257,21 @@ def test_a_source_without_tokens_is_no_trouble():
     workload = build_workload(model, load_cluster("hgx-h100:2"), Routing((0,), counts), 1000)
     solution = solve(workload, PROFILE, np.full(16, 3), exchange="dedup", workers=1, budget=Budget(swaps=5))
     check_placement(solution.placements[0], np.full(16, 3))
+
+
+@pytest.mark.parametrize("seed", [26, 0, 1])
+def test_the_baseline_to_beat_takes_the_exchange_that_suits_it_best(seed):
+    """A host of 8 ranks, 32 experts, few tokens: with seed 26 the plan is best with pairwise, linear with dedup."""
+    cluster = load_cluster("hgx-h100:1")
+    counts = np.random.default_rng(seed).zipf(1.3, 32).clip(1, 2000)
+    workload = build_workload(tiny_model(32, 2), cluster, routing_of(counts), 8.0)
+    solution = solve(workload, PROFILE, np.full(8, 5), time_limit_s=0)
+    every_way = [
+        predict(name, placements, workload, PROFILE, exchange)
+        for name, placements in solution.baselines.items()
+        for exchange in EXCHANGES
+    ]
+    fastest = min(every_way, key=lambda prediction: prediction.total_us)
+    assert solution.to_beat.total_us == pytest.approx(fastest.total_us, rel=1e-12)
+    assert solution.predictions[-1].total_us <= fastest.total_us
+    assert [one.exchange for one in solution.predictions[:-1]] == [solution.exchange] * len(BASELINES)

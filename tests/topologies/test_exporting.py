@@ -41,6 +41,26 @@ def test_catalog_hosts_keep_their_shape(name):
     assert lanes(again) == lanes(host)
 
 
+@pytest.mark.parametrize(
+    ("model", "kind", "gbps", "lanes"),
+    [
+        ("a100-80gb", "nvlink", 300.0, 15),  # 20 GB/s each
+        ("h100-80gb", "nvlink", 206.0, 10),  # 20.6 GB/s each
+        ("h100-80gb", "nvlink", 5.0, 1),
+        ("h100-80gb", "nvlink", 450.0, 18),  # 21.8, more than a GPU has
+        ("mi300x", "xgmi", 48.0, 1),
+        (None, "nvlink", 60.0, 3),  # read as an A100
+    ],
+)
+def test_links_whose_number_is_not_said_come_nearest_in_speed(model, kind, gbps, lanes):
+    """gpu0 - gpu1 on a cpu, with a speed and no number of links, as in a cluster file written by hand."""
+    nodes = [HostNode(name=f"gpu{i}", kind="gpu", model=model) for i in (0, 1)] + [HostNode(name="cpu0", kind="cpu")]
+    links = [HostLink(a=f"gpu{i}", b="cpu0", kind="pcie", gbps=24.0) for i in (0, 1)]
+    links.append(HostLink(a="gpu0", b="gpu1", kind=kind, gbps=gbps))
+    again = read_nccl_xml(nccl_xml(Host(nodes=tuple(nodes), links=tuple(links)), "x").encode(), "x").hosts[0]
+    assert [link.lanes for link in again.links if link.kind == kind] == [lanes]
+
+
 def test_hosts_that_no_pci_tree_can_show():
     gpu, cpu = HostNode(name="gpu0", kind="gpu"), HostNode(name="cpu0", kind="cpu")
     with pytest.raises(BadInput, match="odd: gpu0 hangs below no CPU"):

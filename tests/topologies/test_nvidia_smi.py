@@ -41,6 +41,16 @@ def test_four_links_a_pair_are_a_board_without_switch() -> None:
     assert [paths.host.nodes[i].lanes for i in paths.gpus] == [12] * 4
 
 
+def test_three_gpus_seen_of_a_switched_host_share_its_switch() -> None:
+    """A container with three of eight A800: 8 links each, to the switch. Side by side they would need 16."""
+    lines = ["\tGPU0\tGPU1\tGPU2"]
+    lines += [f"GPU{i}\t" + "\t".join("X" if i == j else "NV8" for j in range(3)) for i in range(3)]
+    paths = _paths("\n".join(lines))
+    assert len(paths.host.of_kind("nvswitch")) == 1
+    assert [paths.host.nodes[i].lanes for i in paths.gpus] == [8] * 3
+    assert [link.gbps for link in paths.host.links if link.kind == "nvlink"] == [160.0] * 3  # 20 GB/s a link of an A100
+
+
 @pytest.mark.parametrize(
     "change",
     [

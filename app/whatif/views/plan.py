@@ -51,7 +51,7 @@ def page(mine: Session) -> None:
 
 def _headline(plan: Planned) -> None:
     found, origin = plan.prediction, origin_of(plan)
-    best = min(plan.solution.predictions[:-1], key=lambda one: one.total_us)
+    best = plan.solution.to_beat
     objective = sum(layer.objective for layer in plan.solution.layers)
     bound = sum(layer.bound for layer in plan.solution.layers)
     gap = finite_gap(objective, bound)
