@@ -24,7 +24,7 @@ from planner.simulate import simulate_layer
 from planner.timing import EXCHANGES, TimingProfile
 
 ROOT = Path(__file__).resolve().parent.parent
-DATE = "2026-11-21"
+DATE = "2026-11-22"
 SOURCE = "ai-dynamo/aiconfigurator @ 095f58a5 (Apache-2.0)"
 SHIPPED = {  # profile -> (table, rows) it is fitted to
     "a100": [("nccl_alltoall.csv", "system == 'a100_sxm'")],

@@ -16,11 +16,12 @@ from planner.calibrate.tables import Table
 from planner.exchange_model import DEFAULT_SMS, FloatArray
 
 # kernel -> (the planner's exchange that it carries, terms of its model in order of preference)
-# DeepEP's low-latency kernels have one protocol for all sizes, all others may change theirs with the message size
+# DeepEP's low-latency kernels have one protocol for all sizes, all others may change theirs with the message size;
+# they are measured with 8 ranks a host, so that hosts tell `start` and `doubling` apart or nothing does: it comes last
 ONE_PROTOCOL = ("deepep-low-latency",)
 KERNELS: dict[str, tuple[str | None, tuple[str, ...]]] = {
     "nccl-alltoall": (None, ("start", "inter_start", "doubling", "wire", "inter_wire", "message")),
-    "deepep-low-latency": ("pairwise", ("doubling", "inter_start", "wire", "inter_wire")),
+    "deepep-low-latency": ("pairwise", ("doubling", "inter_start", "start", "wire", "inter_wire")),
     "deepep-normal": ("two-level", ("start", "inter_start", "wire", "inter_wire", "inter_sm_wire")),
     "trtllm-alltoall": ("dedup", ("start", "inter_start", "doubling", "token", "inter_token", "wire", "inter_wire")),
     "executor-pairwise": ("pairwise", ("start", "inter_start", "doubling", "wire", "inter_wire")),

@@ -39,6 +39,23 @@ def test_known_terms_come_back():
     assert model.link_gbps == 450
 
 
+def test_a_start_that_few_sizes_of_groups_tell_from_doublings_comes_back():
+    """Low-latency kernels on 1, 2 and 4 hosts of 8: 9 us in a host, 15 across, 2 a doubling, 300 and 40 GB/s."""
+    rows = [(8 * nodes, nodes, tokens) for nodes in (1, 2, 4) for tokens in 2.0 ** np.arange(0, 9)]
+    frame = pd.DataFrame(rows, columns=["ranks", "nodes", "tokens_per_rank"])
+    frame = frame.assign(system="h200_sxm", top_k=8, experts=256, hidden=7168)
+    for op, row_bytes in (("dispatch", 7168 * (1 + 4 / 128)), ("combine", 2 * 7168)):
+        sent = frame["tokens_per_rank"] * 8 * row_bytes
+        inside = 9 + sent * (frame["ranks"] - 1) / frame["ranks"] / 300e3
+        outside = 15 + sent * (frame["nodes"] - 1) / frame["nodes"] / 40e3
+        frame[f"{op}_us"] = 2 * np.log2(frame["ranks"]) + np.where(frame["nodes"] > 1, outside, inside)
+    for model in fit_exchanges(build_cases(Table("made", "deepep", frame)), ORIGIN):
+        (regime,) = model.regimes
+        assert regime.us == pytest.approx(
+            {"doubling": 2, "inter_start": 15, "start": 9, "wire": 1 / 300, "inter_wire": 1 / 40}, rel=0.01
+        )
+
+
 def test_outliers_do_not_count():
     rng = np.random.default_rng(0)
 
