@@ -11,6 +11,7 @@ from planner.calibrate.cases import KERNELS, KEYS, ONE_PROTOCOL, Cases
 from planner.calibrate.regimes import fit_regimes
 from planner.calibrate.systems import system_figures
 from planner.exchange_model import ExchangeModel, FloatArray
+from planner.placement import BoolArray
 from planner.provenance import FitReport, Provenance, Span
 from topologies.errors import BadInput
 
@@ -88,7 +89,10 @@ def _spans(cases: Cases) -> dict[str, Span]:
 
 
 def predict_cases(models: Sequence[ExchangeModel], cases: Cases) -> tuple[FloatArray, list[Provenance]]:
-    """Return predicted microseconds of every case and the label of each; NaN where no model has its kernel and op."""
+    """Return predicted microseconds of every case and the label of each; NaN where no model knows it.
+
+    A model knows its kernel and op, inside a host or across hosts, where it was fitted on such cases.
+    """
     predicted_us = np.full(len(cases.time_us), np.nan)
     labels: list[Provenance] = ["extrapolated"] * len(cases.time_us)
     for key, rows in cases.keys.groupby(KEYS, sort=True):
@@ -100,7 +104,8 @@ def predict_cases(models: Sequence[ExchangeModel], cases: Cases) -> tuple[FloatA
         mask = np.zeros(len(predicted_us), dtype=bool)
         mask[at] = True
         part = cases.where(mask)
-        predicted_us[at] = model.predict_us(part.values, part.message_bytes)
+        known = _known_tiers(model, part.keys["hosts"].to_numpy(float))
+        predicted_us[at] = np.where(known, model.predict_us(part.values, part.message_bytes), np.nan)
         same = model.system == system and model.dtype == dtype
         for index, case in enumerate(at):
             inside = same and covers(
@@ -119,6 +124,12 @@ def nearest_model(
     """Return the model of a kernel and op whose system and row type fit best; None where there is none at all."""
     candidates = [model for model in models if model.kernel == kernel and model.op == op]
     return max(candidates, key=lambda m: (m.system == system, m.dtype == dtype), default=None)
+
+
+def _known_tiers(model: ExchangeModel, hosts_X: FloatArray) -> BoolArray:
+    """Return which cases are inside a host, or across hosts, as some that the model was fitted on are."""
+    fitted = model.spans["hosts"]
+    return np.where(hosts_X > 1, fitted.high > 1, fitted.low <= 1)
 
 
 def covers(model: ExchangeModel, *, ranks: int, hosts: int, message_bytes: float) -> bool:

@@ -141,3 +141,17 @@ def test_labels_say_what_was_not_measured():
     assert set(compare(profile, beyond).rows["provenance"]) == {"fitted", "extrapolated"}  # 8 ranks were measured
     assert set(compare(profile, nccl_table(system="a100_sxm")).rows["provenance"]) == {"extrapolated"}
     assert set(compare(load_profile("vendor"), nccl_table()).rows["provenance"]) == {"vendor"}
+
+
+def test_what_was_measured_in_one_host_says_nothing_of_several():
+    """A profile of one host predicts rows across hosts as the vendor figures do, instead of 0 us."""
+    near = nccl_table().frame.assign(nodes=1)
+    far = near[near["ranks"] == 8].assign(ranks=16, nodes=2)
+    profile = fit(nccl_table())
+    rows = compare(profile, Table("made", "nccl", pd.concat([near, far], ignore_index=True))).rows
+    vendor = compare(load_profile("vendor"), Table("made", "nccl", far)).rows
+    across = rows[rows["ranks"] == 16]
+    assert across["predicted_us"].to_numpy() == pytest.approx(vendor["predicted_us"].to_numpy())
+    assert (across["predicted_us"] > 0).all()
+    assert set(across["provenance"]) == {"extrapolated"}
+    assert set(rows[rows["ranks"] < 16]["provenance"]) == {"fitted"}
