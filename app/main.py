@@ -11,6 +11,7 @@ import importlib
 import os
 import signal
 import sys
+import warnings
 
 import click
 
@@ -73,9 +74,14 @@ def main() -> None:
     """Run the command line; SIGTERM ends it as Ctrl-C does, so that a batch system too keeps the best plan so far."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     gc.disable()  # until the verb is imported: a tenth of a second of collections that find nothing
+    warnings.filterwarnings("ignore", "Failed to kill subprocesses", UserWarning)  # joblib, of one not yet started
     try:
         _run()
     except (click.exceptions.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130)
+    except RuntimeError as error:  # Python 3.11 wraps what comes while a class names its attributes
+        if not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
         _fail("interrupted", 130)
     finally:  # all is done and written: Python's own way out would answer a signal with a traceback
         for last in (signal.SIGINT, signal.SIGTERM):

@@ -148,7 +148,10 @@ _OPTIONS = (
         help="Phases that run at once: the dispatch under the shared experts, or two micro-batches.",
     ),
     click.option(
-        "--profile", default="vendor", show_default=True, help="Timing profile: a shipped name or a YAML file."
+        "--profile",
+        default="vendor",
+        show_default=True,
+        help="Timing profile: vendor, a100, h200, gb200, or a YAML file.",
     ),
     click.option("--from", "from_", metavar="PLAN", help="Plan in force: the next one is made to move few weights."),
     click.option(

@@ -123,7 +123,8 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     asked = parser.parse_args()
     reports = []
-    print("| cluster | routing | exchange | plan | dispatch ms | combine ms | error | layer ms | links off by | rows |")
+    times = ("dispatch ms, predicted / measured", "combine ms", "error", "layer ms")
+    print("|", " | ".join(("cluster", "routing", "exchange", "plan", *times, "links off by", "rows")), "|")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for number in asked.cluster or range(3):
         for trace in asked.trace or TRACES:

@@ -37,6 +37,14 @@ def check_told(problem_R: Sequence[str], digests_R: Sequence[Sequence[str]]) -> 
         raise BadInput(f"rank {', '.join(map(str, odd))}: its plan is not that of the other ranks")
 
 
+def check_same(said_R: Sequence[str]) -> None:
+    """Raise BadInput where one of the R ranks says that it has something else than most; the same on every rank."""
+    odd = odd_ones(said_R)
+    if odd:
+        usual = next(said for rank, said in enumerate(said_R) if rank not in odd)
+        raise BadInput(f"rank {odd[0]} has {said_R[odd[0]]}, most ranks have {usual}")
+
+
 def check_hosts(plan: Plan, host_of_rank: Sequence[str]) -> None:
     """Refuse a job whose ranks share hosts in another way than the plan's; a rehearsal on one host is let through."""
     planned = [entry.host for entry in plan.cluster.ranks]

@@ -61,8 +61,7 @@ def save_checkpoint(path: str | Path, model: nn.Module, optimizer: torch.optim.O
 
     """
     path = Path(path)
-    if path.exists():
-        raise BadInput(f"{path} exists already; a checkpoint is written into a new folder")
+    _agree("exists already; a checkpoint is written into a new folder" if path.exists() else "", path)
     state = _tensors(model)
     if optimizer is not None:
         state |= _optimizer_tensors(_parts(model), optimizer)
@@ -118,8 +117,8 @@ def load_checkpoint(path: str | Path, model: nn.Module, optimizer: torch.optim.O
 
     """
     path = Path(path)
-    if not (path / ".metadata").is_file():
-        raise BadInput(f"{path} holds no checkpoint of epplan (no file .metadata)")
+    there = (path / ".metadata").is_file()  # on every rank? disks of hosts are not always shared
+    _agree("" if there else "holds no checkpoint of epplan (no file .metadata)", path)
     reader = FileSystemReader(path)
     found: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
     state = _tensors(model)
@@ -146,7 +145,7 @@ def _unlike(state: Mapping[str, Tensor], found: Mapping[str, Any]) -> list[str]:
 
 
 def _agree(problem: str, path: Path) -> None:
-    """Raise BadInput on all ranks where one has a problem: each has other experts, and all must go on together."""
+    """Raise BadInput on all ranks where one has a problem: each has its own disk and experts, all go on together."""
     problems = [problem]
     if dist.is_initialized():
         problems = [""] * dist.get_world_size()

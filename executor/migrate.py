@@ -21,13 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from executor.conformance import check_deployed
-from executor.exchange import make_exchange
+from executor.exchange import exchange_name, make_exchange
 from executor.migrate_cargo import Kept, Rows, form_of, resize, rows_of
 from executor.migrate_steps import Step, agreed_steps
 from executor.moe_layers import find_moe_layers
 from executor.transport import Transport
 from planner import Plan
-from planner.timing import plain
 from topologies import BadInput
 
 MEMORY_BYTES = 256 * 2**20
@@ -123,9 +122,9 @@ def migrate_to(
     if not layers:
         raise BadInput("the model has no MoE layer: no module with experts")
     transport = next(iter(layers.values())).exchange.transport
-    steps = agreed_steps(layers, transport, plan, kept, memory_bytes)
+    steps = agreed_steps(layers, transport, plan, kept, memory_bytes, exchange)
     transport.domain_of_rank = plan.domain_of_rank.tolist()
-    name = exchange or plain(plan.exchange)
+    name = exchange_name(exchange, plan)
     moved = tuple(_move_layer(step, kept, name) for step in steps)
     check_deployed(layers)
     return MigrationReport(

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-from executor.agreement import check_hosts, check_told, layouts_in_order
+from executor.agreement import check_hosts, check_same, check_told, layouts_in_order
 from executor.conformance import odd_ones
+from executor.exchange import exchange_name
 from executor.layout import LayerLayout
 from executor.migrate_cargo import Form, Kept, form_of
 from executor.migrate_moves import Moves, moves_between
@@ -82,18 +83,24 @@ class _Told:
 
     problem: str
     memory_bytes: int
+    exchange: str = ""
     host: str = field(default_factory=socket.gethostname)
     digests: Sequence[str] = ()
     forms: Sequence[Form | None] = ()
 
 
 def agreed_steps(
-    layers: Mapping[str, MoELayer], transport: Transport, plan: Plan, kept: Kept, memory_bytes: int
+    layers: Mapping[str, MoELayer],
+    transport: Transport,
+    plan: Plan,
+    kept: Kept,
+    memory_bytes: int,
+    exchange: str | None = None,
 ) -> list[Step]:
     """Return what is to be done; raises BadInput on all ranks where the plan does not fit on one, or they differ."""
     problem, steps = "", []
     try:
-        steps = _agreed_in_group(layers, transport, plan, kept, memory_bytes)
+        steps = _agreed_in_group(layers, transport, plan, kept, memory_bytes, exchange)
     except BadInput as error:
         problem = str(error)
     _agree_in_job(problem, plan, transport)
@@ -114,17 +121,24 @@ def _agree_in_job(problem: str, plan: Plan, transport: Transport) -> None:
 
 
 def _agreed_in_group(
-    layers: Mapping[str, MoELayer], transport: Transport, plan: Plan, kept: Kept, memory_bytes: int
+    layers: Mapping[str, MoELayer],
+    transport: Transport,
+    plan: Plan,
+    kept: Kept,
+    memory_bytes: int,
+    exchange: str | None,
 ) -> list[Step]:
     layouts: list[LayerLayout] = []
     try:
+        name = exchange_name(exchange, plan)
         layouts = _new_layouts(layers, transport, plan)
         forms = [_form_of(name, layer, kept) for name, layer in layers.items()]
-        mine = _Told("", memory_bytes, digests=[layout.digest() for layout in layouts], forms=forms)
+        mine = _Told("", memory_bytes, f"exchange {name}", digests=[layout.digest() for layout in layouts], forms=forms)
     except EpplanError as error:
         mine = _Told(str(error), memory_bytes)
     told = transport.gather("check of the next plan", mine)
     check_told([one.problem for one in told], [one.digests for one in told])
+    check_same([one.exchange for one in told])
     check_hosts(plan, [one.host for one in told])
     steps = []
     for index, ((name, layer), new) in enumerate(zip(layers.items(), layouts, strict=True)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from torch import nn
@@ -128,10 +128,22 @@ def check_shape(name: str, layer: MoELayer, layout: LayerLayout, plan: Plan | No
             )
 
 
+def check_apart(layers: Mapping[str, MoELayer]) -> None:
+    """Refuse layers that share a tensor of their experts: each keeps slots of its own, so they would come apart."""
+    owner: dict[int, str] = {}
+    for name, layer in layers.items():
+        for param in layer.held.parameters():
+            other = owner.setdefault(id(param), name)
+            if other != name:
+                raise BadInput(f"{name}: shares tensors of its experts with {other}; every layer needs its own")
+
+
 def shape_of(layer: MoELayer) -> str:
     """Say what must be the same on all ranks, whichever experts each of them holds."""
     held = layer.held
     types = sorted({str(param.dtype).removeprefix("torch.") for param in held.parameters()})
     sizes = {"top_k": layer.top_k, "hidden": held.hidden, "intermediate": held.intermediate}
     said = [f"{name} {size}" for name, size in sizes.items() if size is not None]
-    return ", ".join([f"{layer.num_experts} experts", *said, *types])
+    parts = held.parts(0) if held.num_slots else {}
+    frozen = [f"{name} frozen" for name, part in parts.items() if not part.param.requires_grad]
+    return ", ".join([f"{layer.num_experts} experts", *said, *types, *frozen])

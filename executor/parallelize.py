@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from executor.agreement import check_hosts, check_told, layouts_in_order
+from executor.agreement import check_hosts, check_same, check_told, layouts_in_order
 from executor.conformance import check_deployed, odd_ones
-from executor.exchange import make_exchange
+from executor.exchange import exchange_name, make_exchange
 from executor.held import Held
 from executor.layout import LayerLayout, contiguous_layout
-from executor.moe_layers import MoELayer, check_all_found, check_layer, find_moe_layers, shape_of
+from executor.moe_layers import MoELayer, check_all_found, check_apart, check_layer, find_moe_layers, shape_of
 from executor.roster import roster_of_job
 from executor.transport import CallGuard, Transport
 from planner import Plan
-from planner.timing import plain
 from topologies import BadInput, EpplanError
+from topologies.errors import unknown_name
 
 log = logging.getLogger(__name__)
 Batch = Literal["own", "same"]
@@ -54,7 +54,8 @@ def apply_expert_parallel(
         guard: compares all collectives of the layers across ranks (`executor.guard`), for debugging.
 
     Raises:
-        BadInput: on every rank, the plan does not fit the model or the ranks on one of them, which is named.
+        BadInput: on every rank, the plan does not fit the model or the ranks on one of them, which is named; or the
+            ranks ask for different exchanges or batches, or have different models.
 
     """
     group = _ep_group(device_mesh)
@@ -62,8 +63,8 @@ def apply_expert_parallel(
         return model
     transport = Transport(group, guard, None if plan is None else plan.domain_of_rank.tolist(), roster_of_job())
     layers = find_moe_layers(model)
-    layouts = _layouts_of_all(device_mesh, lambda: _agreed_layouts(model, layers, transport, plan))
-    name = exchange or (plain(plan.exchange) if plan is not None else "pairwise")
+    layouts = _layouts_of_all(device_mesh, lambda: _agreed_layouts(model, layers, transport, plan, exchange, batch))
+    name = exchange_name(exchange, plan)
     for layer, layout in zip(layers.values(), layouts, strict=True):
         layer.held.select(layout.my_experts)
         layer.exchange = make_exchange(name, layout, transport)
@@ -83,20 +84,30 @@ def _ep_group(device_mesh: Any) -> dist.ProcessGroup | None:
 
 
 def _agreed_layouts(
-    model: nn.Module, layers: dict[str, MoELayer], transport: Transport, plan: Plan | None
+    model: nn.Module,
+    layers: dict[str, MoELayer],
+    transport: Transport,
+    plan: Plan | None,
+    exchange: str | None,
+    batch: str,
 ) -> list[LayerLayout]:
     """Return this rank's layouts, once all ranks have found that theirs fit and are the same; raises on all or none."""
-    problem, layouts = "", []
+    problem, layouts, asked = "", [], ""
     try:
+        asked = _asked(exchange_name(exchange, plan), batch)
         check_all_found(model, list(layers))
         layouts = _fitting_layouts(layers, transport, plan)
     except EpplanError as error:
         problem = str(error)
     digests = [layout.digest() for layout in layouts]
     shapes = [f"{name} with {shape_of(layer)}" for name, layer in layers.items()]
-    told = transport.gather("check of the plan", (problem, digests, socket.gethostname(), shapes))
-    check_told([other for other, *_ in told], [theirs for _, theirs, *_ in told])
-    _check_same_model([shapes for *_, shapes in told])
+    said = [asked, f"{len(layers)} MoE layers", *shapes]
+    told = transport.gather("check of the plan", (problem, digests, socket.gethostname(), said))
+    problems = [other for other, *_ in told]
+    if not any(problems):
+        for said_R in zip(*(theirs for *_, theirs in told), strict=False):  # of one length where the second is the same
+            check_same(said_R)
+    check_told(problems, [theirs for _, theirs, *_ in told])
     if plan is not None:
         hosts = [host for _, _, host, _ in told]
         check_hosts(plan, hosts)
@@ -127,12 +138,11 @@ def _layouts_of_all(device_mesh: Any, agree: Callable[[], list[LayerLayout]]) ->
     return layouts
 
 
-def _check_same_model(shapes_R: Sequence[Sequence[str]]) -> None:
-    """Refuse ranks with another model, or the same in another type: what they would exchange differs in size."""
-    for shape_R in zip(*shapes_R, strict=True):
-        for rank in odd_ones(shape_R)[:1]:
-            usual = next(shape for other, shape in enumerate(shape_R) if other not in odd_ones(shape_R))
-            raise BadInput(f"rank {rank} has {shape_R[rank]}, most ranks have {usual}")
+def _asked(exchange: str, batch: str) -> str:
+    """Say what a caller asks for, which must be the same on all ranks; BadInput where there is no such batch."""
+    if batch not in get_args(Batch):
+        raise unknown_name("batch", batch, get_args(Batch))
+    return f"exchange {exchange} and batch {batch}"
 
 
 def _fitting_layouts(layers: dict[str, MoELayer], transport: Transport, plan: Plan | None) -> list[LayerLayout]:
@@ -145,6 +155,7 @@ def _fitting_layouts(layers: dict[str, MoELayer], transport: Transport, plan: Pl
         layouts = layouts_in_order(list(layers), transport, plan)
     for (name, layer), layout in zip(layers.items(), layouts, strict=True):
         check_layer(name, layer, layout, plan)
+    check_apart(layers)
     return layouts
 
 

@@ -49,7 +49,8 @@ def resolve(spec_or_file: str, knowledge: Knowledge | None = None) -> Resolved:
         raise unknown_name("cluster", name, catalog_names())
     if units is not None and (not re.fullmatch(r"[0-9]{1,4}", units, re.ASCII) or int(units) == 0):
         raise BadInput(
-            f"{spec_or_file!r}: the number of hosts must be a whole number from 1, not {units!r}; try {name}:4"
+            f"{spec_or_file!r}: the number of hosts must be a whole number from 1 to {MAX_HOSTS}, not {units[:20]!r}; "
+            f"try {name}:4"
         )
     count = 1 if units is None else int(units)
     hosts = count * load_system(name).domain_hosts

@@ -18,7 +18,7 @@ from topologies.files import write_text
 
 @click.command()
 @click.argument("table")
-@click.option("--profile", required=True, help="Timing profile: a shipped name or a YAML file.")
+@click.option("--profile", required=True, help="Timing profile: vendor, a100, h200, gb200, or a YAML file.")
 @click.option("--on", "on_rows", metavar="EXPR", help='Rows to predict, such as "ranks == 4". [default: all]')
 @click.option("--svg", type=click.Path(dir_okay=False), help="Write a plot of predicted against measured.")
 @click.option(

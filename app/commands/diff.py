@@ -22,7 +22,9 @@ from planner.timing import Exchange, plain
 @click.option("--routing", help="Statistics to compare the steps on. [default: those of the bundled example]")
 @click.option("--cluster", help="The cluster's file, where the plans' cluster came from one.")
 @click.option("--tokens-per-rank", type=float, help="Tokens of a rank in a step. [default: those of NEW]")
-@click.option("--profile", default="vendor", show_default=True, help="Timing profile: a shipped name or a YAML file.")
+@click.option(
+    "--profile", default="vendor", show_default=True, help="Timing profile: vendor, a100, h200, gb200, or a YAML file."
+)
 @click.option("--json", "json_", is_flag=True, help="Print every move and every link as JSON instead of tables.")
 def diff(
     old: str,

@@ -51,7 +51,9 @@ from topologies.files import what_is_there
     "each but coherent]",
 )
 @click.option("--overlap", type=click.Choice(OVERLAPS), help="As in `epplan plan`. [default: the plan's, else none]")
-@click.option("--profile", default="vendor", show_default=True, help="Timing profile: a shipped name or a YAML file.")
+@click.option(
+    "--profile", default="vendor", show_default=True, help="Timing profile: vendor, a100, h200, gb200, or a YAML file."
+)
 @click.option("--json", "json_", is_flag=True, help="Print every layer as JSON instead of a table.")
 def evaluate(
     plans: tuple[str, ...],

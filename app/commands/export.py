@@ -23,7 +23,9 @@ from topologies.files import refuse_overwriting, write_bytes
 @click.option("--lossy", is_flag=True, help="Leave out what the target cannot hold, and print what that costs.")
 @click.option("--routing", help="Statistics that the cost is predicted on. [default: the bundled trace]")
 @click.option("--cluster", help="Cluster file, where the plan's cluster is not in the catalog.")
-@click.option("--profile", default="vendor", show_default=True, help="Timing profile: a shipped name or a YAML file.")
+@click.option(
+    "--profile", default="vendor", show_default=True, help="Timing profile: vendor, a100, h200, gb200, or a YAML file."
+)
 def export(
     plan: str, target: str, output: Path, *, lossy: bool, routing: str | None, cluster: str | None, profile: str
 ) -> None:

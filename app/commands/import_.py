@@ -32,7 +32,9 @@ from topologies.files import refuse_overwriting
     show_default=True,
     help="All-to-all algorithm of the engine; auto takes the fastest.",
 )
-@click.option("--profile", default="vendor", show_default=True, help="Timing profile: a shipped name or a YAML file.")
+@click.option(
+    "--profile", default="vendor", show_default=True, help="Timing profile: vendor, a100, h200, gb200, or a YAML file."
+)
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Where to write plan.json.")
 @click.option("--json", "json_", is_flag=True, help="Print the prediction as JSON instead of a table.")
 def import_(

@@ -1,20 +1,24 @@
-"""`epplan lab`: the network of a cluster in miniature on this machine."""
+"""`epplan lab`: the network of a cluster in miniature on this machine.
+
+`executor.lab` needs pyroute2 and is imported by what uses it: the help is for those too who only plan.
+"""
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from rich.table import Table
 
 from app.console import messages, print_json, results
 from app.inputs import cluster_of_plan
-from executor.lab import Lab, attach, default_scale, raise_lab, registry, scale_for_nic
-from executor.lab.network import FABRIC
 from planner import Cluster, load_cluster
 from planner.plan import load_plan
 from topologies import BadInput
 from topologies.routes import Policy
+
+if TYPE_CHECKING:
+    from executor.lab import Lab
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
@@ -47,6 +51,8 @@ def up(
     spec: str, *, cluster: str | None, scale: float | None, nic_mbit: float | None, policy: str, as_json: bool
 ) -> None:
     """Make a lab of SPEC, a cluster (NAME:HOSTS or its file) or a plan.json; it stands until `epplan lab down`."""
+    from executor.lab import default_scale, raise_lab, scale_for_nic  # noqa: PLC0415 - needs pyroute2
+
     if scale is not None and nic_mbit is not None:
         raise BadInput("--scale and --nic-mbit say the same thing; give one of them")
     machine = _cluster(spec, cluster)
@@ -72,6 +78,8 @@ def _cluster(spec: str, cluster: str | None) -> Cluster:
 @click.argument("names", metavar="[LAB]...", nargs=-1)
 def down(names: tuple[str, ...]) -> None:
     """Remove labs; without a name, all that no running process holds."""
+    from executor.lab import Lab, registry  # noqa: PLC0415 - needs pyroute2
+
     records = [registry.load(name) for name in names or registry.names()]
     left = [record for record in records if names or record.standing() != "held"]
     for record in left:
@@ -84,6 +92,8 @@ def down(names: tuple[str, ...]) -> None:
 @AS_JSON
 def status(*, links: bool, as_json: bool) -> None:
     """List the labs on this machine: standing, held by a running process, or stale (left over from one that died)."""
+    from executor.lab import Lab, registry  # noqa: PLC0415 - needs pyroute2
+
     labs = [Lab(registry.load(name)) for name in registry.names()]
     if as_json:
         print_json([_summary(one) | {"links": _links(one)} for one in labs])
@@ -100,6 +110,8 @@ def status(*, links: bool, as_json: bool) -> None:
 @click.option("--lab", "name", help="Which lab, where there are several.")
 def throttle(link: str, factor: float, *, name: str | None) -> None:
     """Slow one LINK of the graph (such as h0/nic0->leaf0.0) to FACTOR of its bandwidth; 1 undoes it."""
+    from executor.lab import attach, registry  # noqa: PLC0415 - needs pyroute2
+
     known = registry.names()
     if name is None and len(known) > 1:
         raise BadInput(f"there are {len(known)} labs; name one with --lab: {', '.join(known)}")
@@ -126,6 +138,8 @@ def _summary(one: Lab) -> dict[str, Any]:
 
 
 def _table(summaries: list[dict[str, Any]]) -> Table:
+    from executor.lab.network import FABRIC  # noqa: PLC0415 - needs pyroute2
+
     table = Table("lab", "standing", "cluster", "ranks", "routes", "wires, Mbit/s", "slowed by hand", "a namespace")
     for one in summaries:
         slowed = ", ".join(f"{link} x {factor:g}" for link, factor in one["throttled"].items()) or "-"
@@ -145,6 +159,8 @@ def _table(summaries: list[dict[str, Any]]) -> Table:
 
 def _links(one: Lab) -> list[dict[str, Any]]:
     """Return every link with the bytes that it carried; None where the lab is no longer whole."""
+    from executor.lab import attach  # noqa: PLC0415 - needs pyroute2
+
     try:
         carried = attach(one.name).counted()
     except BadInput:

@@ -6,6 +6,7 @@ import math
 import shlex
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,8 @@ def _check_output(output: str | None) -> None:
     if output is None:
         return
     try:
+        with suppress(FileNotFoundError):
+            Path(output).stat()  # raises for a loop of links, which Python 3.13 resolves to itself
         folder = Path(output).resolve().parent
         usable = bool(output) and folder.is_dir() and not (Path(output).exists() and Path(output).is_dir())
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name too long, a NUL byte

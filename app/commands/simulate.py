@@ -28,7 +28,9 @@ from topologies.files import refuse_overwriting, write_text
 @click.option("--layer", type=int, help="Layer of the model. [default: the plan's slowest by its own prediction]")
 @click.option("--cluster", help="Cluster file, where the plan's cluster is not in the catalog.")
 @click.option("--exchange", type=click.Choice(EXCHANGES), help="All-to-all algorithm. [default: the plan's]")
-@click.option("--profile", default="vendor", show_default=True, help="Timing profile: a shipped name or a YAML file.")
+@click.option(
+    "--profile", default="vendor", show_default=True, help="Timing profile: vendor, a100, h200, gb200, or a YAML file."
+)
 @click.option("--barriers", is_flag=True, help="Let every phase wait for the one before, as the closed form does.")
 @click.option(
     "--pieces",

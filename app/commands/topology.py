@@ -83,7 +83,13 @@ def show(
     svg: Path | None,
     as_json: bool,
 ) -> None:
-    """Print ranks, domains, links and bisection of a cluster; without SPEC, list the catalog."""
+    """Print ranks, domains, links and bisection of a cluster; without SPEC, list the catalog.
+
+    \b
+    epplan topology show
+    epplan topology show hgx-h100:4 --svg cluster.svg
+    epplan topology show topo.txt --system hgx-h20 --nic-gbps 50
+    """
     if spec is None:
         _list_catalog(as_json)
         return
@@ -135,7 +141,12 @@ def import_(
     output: Path | None,
     as_json: bool,
 ) -> None:
-    """Make a cluster file from NCCL XML or `nvidia-smi topo -m`: one FILE for equal hosts, or one a host."""
+    """Make a cluster file from NCCL XML or `nvidia-smi topo -m`: one FILE for equal hosts, or one a host.
+
+    \b
+    epplan topology import nccl_topo.xml --hosts 4 --fabric rail --nic-gbps 50 -o cluster.yaml
+    epplan topology import host0.xml host1.xml --nic-gbps 50 -o cluster.yaml
+    """
     knowledge = Knowledge(system, nic_gbps)
     readings = [read_topology(file, knowledge) for file in files]
     _say([note for reading in readings for note in reading.notes])
@@ -159,7 +170,12 @@ def lint(
     oversubscription: float | None,
     as_json: bool,
 ) -> None:
-    """Find what is wrong with a cluster, what it costs in all-to-all, and the fix; silent when all is well."""
+    """Find what is wrong with a cluster, what it costs in all-to-all, and the fix; silent when all is well.
+
+    \b
+    nvidia-smi topo -m > topo.txt && epplan topology lint topo.txt
+    epplan topology lint cluster.yaml
+    """
     knowledge = Knowledge(system, nic_gbps)
     findings = lint_spec(_resolve(spec, knowledge, radix, oversubscription), knowledge.entry())
     if as_json:

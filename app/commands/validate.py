@@ -31,11 +31,25 @@ TIMEOUT_S = 1800.0
 @click.option("--routing", help="Routing statistics, as in `epplan plan`. [default: the bundled trace]")
 @click.option("--tokens-per-rank", type=click.IntRange(1, 2**24), help="Tokens of a rank. [default: the plan's]")
 @click.option("--layer", "layers", type=int, multiple=True, help="Layer of the model; repeatable. [default: the first]")
-@click.option("--exchange", "exchanges", type=click.Choice(EXCHANGES), multiple=True, help="[default: the plan's]")
-@click.option("--against", type=click.Choice(BASELINES), multiple=True, help="Baselines. [default: all that fit]")
+@click.option(
+    "--exchange",
+    "exchanges",
+    type=click.Choice(EXCHANGES),
+    multiple=True,
+    help="All-to-all algorithm; repeatable. [default: the plan's]",
+)
+@click.option(
+    "--against", type=click.Choice(BASELINES), multiple=True, help="Baseline; repeatable. [default: all that fit]"
+)
 @click.option("--cluster", help="Cluster file, where the plan's cluster is not in the catalog.")
-@click.option("--policy", type=click.Choice(POLICIES), default="pxn", show_default=True, help="Routes between rails.")
-@click.option("--nic-mbit", type=click.FloatRange(0, min_open=True), help="Lab: speed of a NIC. [default: what fits]")
+@click.option(
+    "--policy",
+    type=click.Choice(POLICIES),
+    default="pxn",
+    show_default=True,
+    help="How rows reach another rail: over NVLink to the GPU whose NIC is on it (pxn), or through the spine (direct).",
+)
+@click.option("--nic-mbit", type=click.FloatRange(0, min_open=True), help="Lab: Mbit/s of a NIC. [default: what fits]")
 @click.option("--repeats", type=click.IntRange(1, 1000), default=5, show_default=True, help="Steps that count.")
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False), help="Report as JSON, or as a page if it ends in .html."

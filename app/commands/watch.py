@@ -43,7 +43,9 @@ from topologies import BadInput
 @click.option("--time-limit", type=click.FloatRange(min=0), help="As in `epplan plan`.")
 @click.option("--tokens-per-rank", type=float, help="Tokens of a rank in a step. [default: the plan's]")
 @click.option("--cluster", help="Cluster file, where the plan's cluster is not in the catalog.")
-@click.option("--profile", default="vendor", show_default=True, help="Timing profile: a shipped name or a YAML file.")
+@click.option(
+    "--profile", default="vendor", show_default=True, help="Timing profile: vendor, a100, h200, gb200, or a YAML file."
+)
 @click.option("--workers", type=click.IntRange(min=1), help="Layers solved at once. [default: one per core]")
 @click.option("--json", "json_", is_flag=True, help="One JSON object a line instead of text.")
 def watch(

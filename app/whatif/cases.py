@@ -23,6 +23,7 @@ from planner.restep import restep
 from planner.routing import load_routing
 from planner.synthetic import power_law, sharpened
 from planner.timing import load_profile, profile_names
+from planner.workload import MAX_RANKS as MAX_GROUP
 from topologies import BadInput, catalog_names
 from topologies.build import build_cluster
 from topologies.errors import unknown_name
@@ -86,6 +87,12 @@ class Case:
 
     def slots_R(self) -> IntArray:
         """Return the slots of every rank; raises BadInput or Infeasible where they cannot be."""
+        if self.settings.weights_gb is not None and not self.slots_per_rank:
+            slot_gb = self.routing.num_layers * self.model.expert_bytes / 1e9
+            raise BadInput(
+                f"{self.settings.weights_gb:g} GB of expert weights per rank hold no slot: one expert in each of "
+                f"{self.routing.num_layers} layers takes {slot_gb:.3g} GB; give that times the slots that you want"
+            )
         return slots_of_ranks(self.model, self.cluster, self.slots_per_rank, self.routing.num_layers)
 
     def workload(self, alike: Workload | None = None) -> Workload:
@@ -129,8 +136,8 @@ def make_case(settings: Settings, uploads: Uploads) -> Case:
     cluster = _left(whole, settings)
     if cluster.num_ranks > MAX_RANKS:
         raise BadInput(
-            f"{cluster.name}: {cluster.num_ranks} ranks, over the {MAX_RANKS} that the app plans while one watches; "
-            "`epplan plan` takes more"
+            f"{cluster.name}: {cluster.num_ranks:,} ranks, over the {MAX_RANKS} that the app plans while one watches; "
+            f"take fewer hosts, or `epplan plan`, which goes up to {MAX_GROUP:,}"
         )
     model = load_model_of(settings, uploads)
     routing = sharpened(_routing(settings, uploads, model), model, settings.power)

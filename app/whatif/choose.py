@@ -71,7 +71,7 @@ def cluster(mine: Session) -> None:
 
 def _hosts_and_nics() -> None:
     left, right = st.columns(2)
-    left.number_input("Hosts like it", 1, MAX_UNITS, **bound("hosts", lambda value: value or 1))
+    left.number_input("Hosts", 1, MAX_UNITS, value=None, placeholder="as in the file", **bound("hosts"))
     right.number_input(
         "NIC speed, Gb/s per direction", 1.0, 100_000.0, step=100.0, value=None, placeholder="as in the file",
         **bound("nic_gbps", lambda value: None if value is None else 8 * value,
@@ -135,8 +135,9 @@ def routing(mine: Session) -> None:
     if source == FILE:
         uploader(mine, "routing", settings.routing, "SGLang JSON or .pt, .npz, .csv, ... (told by content)")
     elif source == POWER_LAW:
+        highest = max(1.5, settings.skew)  # a link may ask for more than anybody records
         st.slider(
-            "Exponent (0: even load; recorded DeepSeek loads look like 0.4)", 0.0, 1.5, step=0.05, **bound("skew")
+            "Exponent (0: even load; recorded DeepSeek loads look like 0.4)", 0.0, highest, step=0.05, **bound("skew")
         )
         st.caption("Synthetic: the expert of rank r gets a share proportional to 1 / r^exponent, anew in every layer.")
     elif source == BUNDLED:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from planner.solve.solution import Objective
 from planner.synthetic import MAX_EXPONENT
@@ -22,8 +22,16 @@ MAX_TEXT = 200
 
 Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 Speed = Annotated[float, Field(gt=0, le=1e5, allow_inf_nan=False)]
+
+
+def _part(given: str) -> str:
+    if not PART.fullmatch(given):
+        raise ValueError("a part is a host, a GPU or a NIC, such as host3, host1/gpu2 or host0/nic4")
+    return given
+
+
 Parts = Annotated[
-    tuple[Annotated[str, Field(pattern=PART.pattern, max_length=60)], ...],
+    tuple[Annotated[str, Field(max_length=60), AfterValidator(_part)], ...],
     Field(max_length=256),
     BeforeValidator(lambda given: given.split(",") if isinstance(given, str) else given),
 ]
@@ -63,7 +71,7 @@ class Settings(BaseModel):
     tokens: float | None = Field(default=None, gt=0, le=1e7, allow_inf_nan=False)
     slots: int | None = Field(default=None, ge=1, le=4096)
     weights_gb: float | None = Field(default=None, gt=0, le=1e4, allow_inf_nan=False)
-    exchange: Literal["auto"] | Exchange = "auto"
+    exchange: Literal["auto", Exchange] = "auto"
     objective: Objective = "time"
     overlap: Overlap = "none"
     profile: Text = "vendor"
@@ -102,7 +110,9 @@ class Settings(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             name = str(first["loc"][0])
-            raise BadInput(f"{name} = {str(first['input'])[:60]!r}: {first['msg']}") from error
+            raise BadInput(
+                f"{name} = {str(first['input'])[:60]!r}: {first['msg'].removeprefix('Value error, ')}"
+            ) from error
 
     def changes(self, other: Settings) -> dict[str, tuple[Any, Any]]:
         """Return the fields in which two settings differ, each with both values."""

@@ -21,11 +21,10 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from executor.adapters.huggingface import run
 from executor.deployment import Deployment
-from executor.exchange import make_exchange
+from executor.exchange import exchange_name, make_exchange
 from executor.layout import LayerLayout, contiguous_layout, plan_layouts
 from executor.transport import Transport
 from planner import Plan
-from planner.timing import plain
 from topologies.errors import BadInput
 
 NAME = "epplan"
@@ -69,9 +68,8 @@ class PlannedEP:
     ) -> None:
         transport = Transport(ep_mesh.get_group())
         layout = _layout(experts.num_experts * transport.size, transport, plan)
-        name = exchange or (plain(plan.exchange) if plan is not None else "pairwise")
         self.experts, self.tp_mesh = experts, tp_mesh
-        self.deployment = Deployment(make_exchange(name, layout, transport))
+        self.deployment = Deployment(make_exchange(exchange_name(exchange, plan), layout, transport))
         experts.ep_deployment = self.deployment
 
     def __call__(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:

@@ -18,19 +18,31 @@ from executor.exchange.pairwise import PairwiseExchange
 from executor.exchange.two_level import TwoLevelExchange
 from executor.layout import LayerLayout, contiguous_layout
 from executor.transport import Transport
+from planner import Plan
+from planner.timing import plain
 from topologies.errors import unknown_name
 
-__all__ = ["Dispatched", "Exchange", "HopRows", "local_exchange", "make_exchange"]
+__all__ = ["Dispatched", "Exchange", "HopRows", "exchange_name", "local_exchange", "make_exchange"]
 
-_EXCHANGES = (PairwiseExchange, DedupExchange, TwoLevelExchange)
+_EXCHANGES = {exchange.name: exchange for exchange in (PairwiseExchange, DedupExchange, TwoLevelExchange)}
 
 
 def make_exchange(name: str, layout: LayerLayout, transport: Transport) -> Exchange:
     """Return the exchange of that name; raises BadInput where there is none."""
-    for exchange in _EXCHANGES:
-        if name == exchange.name:
-            return exchange(layout, transport)
-    raise unknown_name("exchange", name, [exchange.name for exchange in _EXCHANGES])
+    if name not in _EXCHANGES:
+        raise unknown_name("exchange", name, _EXCHANGES)
+    return _EXCHANGES[name](layout, transport)
+
+
+def exchange_name(asked: str | None, plan: Plan | None) -> str:
+    """Return the exchange that is asked for, by default the plan's own, without a plan `pairwise`.
+
+    Raises BadInput where there is none of that name, or the plan's is one that no executor runs.
+    """
+    name = asked or ("pairwise" if plan is None else plain(plan.exchange))
+    if name not in _EXCHANGES:
+        raise unknown_name("exchange", name, _EXCHANGES)
+    return name
 
 
 def local_exchange(num_experts: int) -> Exchange:

@@ -110,6 +110,11 @@ class Incumbents:
         """Return the total of each layer's best start: no baseline under this exchange is better."""
         return float(self._values_BL(exchange, "layer_us").min(axis=0).sum())
 
+    def starts_L(self, exchange: Exchange) -> FloatArray:
+        """Return what the best start of each layer costs [L], in the objective's unit."""
+        best_L: FloatArray = self._start_values_BL(exchange).min(axis=0)
+        return best_L
+
     def problem(self, exchange: Exchange, row: int) -> LayerProblem:
         """Return a layer's problem under an exchange."""
         problem = layer_problem(self.workload, self._cost(exchange), self.slots_LR[row], row)
@@ -131,7 +136,7 @@ class Incumbents:
 
     def layers(self, exchange: Exchange) -> list[LayerSolution]:
         """Return the best start of every layer."""
-        values_BL = self._values_BL(exchange, "layer_us" if self.objective == "time" else "imbalance")
+        values_BL = self._start_values_BL(exchange)
         names = list(self.baselines)
         best_L, bound_L = values_BL.argmin(axis=0).tolist(), self.bounds(exchange).tolist()
         return [
@@ -141,6 +146,9 @@ class Incumbents:
 
     def _cost(self, exchange: Exchange) -> StepCost:
         return step_cost(self.workload, self.profile, exchange, overlap=self.overlap)
+
+    def _start_values_BL(self, exchange: Exchange) -> FloatArray:
+        return self._values_BL(exchange, "layer_us" if self.objective == "time" else "imbalance")
 
     def _values_BL(self, exchange: Exchange, field: str) -> FloatArray:
         """Return a predicted field of every start B in every layer."""

@@ -1,13 +1,18 @@
-"""The search of many layers in parallel, and of a few layers under every exchange to find the fastest."""
+"""The search of many layers in parallel, and of a few layers under every exchange to find the fastest.
+
+With a time limit the layers that have most to gain come first, each with the usual amount of work, as many as there is
+time for: half a search of a layer finds next to nothing. What time is left is spread over all layers, to search on.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import joblib
 import numpy as np
@@ -15,13 +20,14 @@ import numpy as np
 from planner.layer import LayerProblem
 from planner.placement import Placement
 from planner.solve.incumbents import Incumbents
-from planner.solve.one_layer import UNTIL_DEADLINE, Budget, solve_layer
+from planner.solve.one_layer import CLOSE_ENOUGH, UNTIL_DEADLINE, Budget, solve_layer
 from planner.solve.solution import LayerSolution
 from planner.timing import Exchange
 from planner.workload import TokenSampler
 
 PILOT_LAYERS = 4  # searched under every exchange to find the fastest
 PILOT_TIME = 0.3  # part of a time limit that this may take
+POOL_START_S = 1.5  # until worker processes answer (measured: 0.8 to 1.7 s on two busy cores)
 
 Found = dict[int, LayerSolution]  # by row of the workload
 
@@ -31,7 +37,7 @@ class LayerSearch:
     """How hard to search which layers.
 
     Attributes:
-        budget: None for the default, which depends on whether there is a time limit.
+        budget: None for the usual amount of work, and with a time limit for as much after it as there is time for.
         workers: layers searched at once; None for one a core.
         started, time_limit_s: `time.monotonic()` of the start, and the seconds from then on.
 
@@ -48,14 +54,17 @@ class LayerSearch:
         """Search all layers under the fastest of some exchanges; name the most promising one first.
 
         Returns the exchange, what was found, and whether the search came to its end: not where Ctrl-C cut it short.
+        Layers that a time limit leaves no time for are not among what was found.
         """
         chosen, complete = names[0], True
         found: Found = {}
         if len(names) > 1 and self.incumbents.objective == "time":
             chosen, found, complete = self._fastest(names)
+        rows = self._by_promise(chosen)
         if complete:
-            everything = range(self.incumbents.workload.num_layers)
-            complete = self._search(chosen, everything, found, self._end(1.0), on_layer)
+            complete = self._search(chosen, rows, found, self._end(1.0), on_layer)
+        if complete and self.time_limit_s is not None:
+            complete = self._search_on(chosen, rows, found, self.started + self.time_limit_s, on_layer)
         return chosen, found, complete
 
     def _fastest(self, names: Sequence[Exchange]) -> tuple[Exchange, Found, bool]:
@@ -72,7 +81,8 @@ class LayerSearch:
             found: Found = {}
             if not self._search(name, rows, found, self._end(PILOT_TIME * turn / len(names)), lambda _: None):
                 return best[1], best[2], False
-            total = sum(layer.objective for layer in found.values())
+            start_L = self.incumbents.starts_L(name)
+            total = sum(found[row].objective if row in found else float(start_L[row]) for row in rows)
             if total < best[0]:
                 best = (total, name, found)
         return best[1], best[2], True
@@ -80,40 +90,68 @@ class LayerSearch:
     def _end(self, part: float) -> float | None:
         return None if self.time_limit_s is None else self.started + part * self.time_limit_s
 
+    def _by_promise(self, exchange: Exchange) -> list[int]:
+        """Return all layers, those first whose best start is farthest from its bound."""
+        promise_L = self.incumbents.starts_L(exchange) - self.incumbents.bounds(exchange)
+        return [int(row) for row in np.argsort(-promise_L, kind="stable")]
+
     def _search(
         self, exchange: Exchange, rows: Sequence[int], found: Found, end: float | None, on_layer: Callable[[int], None]
     ) -> bool:
-        """Search the layers that are not found yet, in parallel, and add them; return False where it was cut short.
-
-        `end` is the `time.monotonic()` moment when all should be done.
-        """
+        """Search the layers that are not found yet, until `time.monotonic()` is `end`; False where it was cut short."""
         rows = [row for row in rows if row not in found]
-        if not rows:
-            return True
-        known, workload = self.incumbents, self.incumbents.workload
-        workers = min(self.workers or joblib.cpu_count(), len(rows))
-        budget = self.budget or (Budget() if self.time_limit_s is None else UNTIL_DEADLINE)
         calls = (
-            joblib.delayed(_one_layer)(
-                row,
-                known.problem(exchange, row),
-                known.starts(row),
-                None if workload.routing.trace is not None else workload.sampler(row),
-                budget,
-                self.seed,
-                end,
-                (len(rows) - turn) / workers,
+            self._call(exchange, row, self.incumbents.starts(row), self.budget or Budget(), self.seed, end)
+            for row in rows
+            if end is None or time.monotonic() < end
+        )
+        return self._collect(calls, self._workers(len(rows)), found, on_layer, len(found))
+
+    def _search_on(
+        self, exchange: Exchange, rows: Sequence[int], found: Found, end: float, on_layer: Callable[[int], None]
+    ) -> bool:
+        """Search on from what was found until the time is up, each layer for its part; False where it was cut short."""
+        rows = [row for row in rows if row in found and found[row].gap > CLOSE_ENOUGH]
+        workers, budget = self._workers(len(rows)), self.budget or replace(UNTIL_DEADLINE, proof=False)
+        calls = (
+            self._call(
+                exchange, row, [found[row].placement], budget, self.seed + 1, end, (len(rows) - turn) / workers
             )
             for turn, row in enumerate(rows)
+            if time.monotonic() < end
         )
+        return self._collect(calls, workers, found, on_layer, 0)
+
+    def _call(self, exchange: Exchange, row: int, starts: list[Placement], *how: Any) -> Any:
+        known, workload = self.incumbents, self.incumbents.workload
+        sampler = None if workload.routing.trace is not None else workload.sampler(row)
+        return joblib.delayed(_one_layer)(row, known.problem(exchange, row), starts, sampler, *how)
+
+    def _workers(self, layers: int) -> int:
+        """Return how many processes to search in; a single one, this one, where more would be too late to help."""
+        workers, limit_s = max(min(self.workers or joblib.cpu_count(), layers), 1), self.time_limit_s
+        return workers if limit_s is None or workers * (limit_s - POOL_START_S) > limit_s else 1
+
+    def _collect(
+        self, calls: Iterable[Any], workers: int, found: Found, on_layer: Callable[[int], None], before: int
+    ) -> bool:
+        """Take over what searches find, each layer's best; return False where they were cut short."""
         jobs = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)(calls)
         try:
-            for row, solution in jobs:
-                found[row] = solution
-                on_layer(len(found))
+            for done, (row, solution) in enumerate(jobs, start=before + 1):
+                found[row] = _better(found.get(row), solution)
+                on_layer(done)
         except (KeyboardInterrupt, BrokenProcessPool, MemoryError):  # Ctrl-C, a worker that was killed, no memory
             return False
         return True
+
+
+def _better(old: LayerSolution | None, new: LayerSolution) -> LayerSolution:
+    """Return the better of two solutions of a layer, under the higher of their bounds."""
+    if old is None:
+        return new
+    best = new if new.objective < old.objective else old
+    return replace(best, bound=max(old.bound, new.bound), seconds=old.seconds + new.seconds)
 
 
 def _one_layer(
@@ -124,7 +162,7 @@ def _one_layer(
     budget: Budget,
     seed: int,
     end: float | None,
-    rounds_left: float,
+    rounds_left: float = 1.0,
 ) -> tuple[int, LayerSolution]:
     """Solve one layer within its part of the time left: on this worker `rounds_left` layers follow, this included."""
     if multiprocessing.current_process().name != "MainProcess":

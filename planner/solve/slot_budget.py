@@ -160,11 +160,14 @@ def _solve_at(
     if (budget.slots_L == budget.alike).all():
         return found
     alike_R = np.full(workload.num_ranks, budget.alike)
-    options |= {"exchange": found.exchange, "time_limit_s": 0}
-    alike = solve(workload, profile, alike_R, even=even, **options)
+    options["time_limit_s"] = 0
+    alike = solve(workload, profile, alike_R, even=even, **options)  # under the exchange that suits the baselines best
     if sum(layer.objective for layer in alike.layers) < sum(layer.objective for layer in found.layers):
         return replace(alike, seconds=found.seconds + alike.seconds)
-    compared = (*alike.predictions[:-1], found.predictions[-1])
+    same = alike
+    if alike.exchange != found.exchange:
+        same = solve(workload, profile, alike_R, even=even, **options | {"exchange": found.exchange})
+    compared = (*same.predictions[:-1], found.predictions[-1])
     return replace(found, baselines=alike.baselines, predictions=compared, rival=alike.rival)
 
 

@@ -179,7 +179,10 @@ class _Spreader:
             self._make_room(expert, open_ranks)
 
     def _make_room(self, expert: int, open_ranks: Sequence[int]) -> None:
-        """Move another expert's copy from a foreign host to an open rank at home, and take its place."""
+        """Take the place of another expert's copy on a foreign host, which moves to an open rank at home.
+
+        Where every open rank holds that expert already, the copy is given up if its others survive without it.
+        """
         home = self.host_R[open_ranks[0]]
         for rank, row in enumerate(self.held):
             if self.host_R[rank] == home:
@@ -187,9 +190,11 @@ class _Spreader:
             for other in row:
                 stay = [r for r in self.ranks_of[other] if r != rank]
                 goal = next((r for r in open_ranks if r not in stay), None)
-                if goal is not None and (not stay or self.survives([*stay, goal])):
+                moves = goal is not None and (not stay or self.survives([*stay, goal]))
+                if moves or self.survives(stay):
                     self._take(other, rank)
-                    self._put(other, goal)
+                    if goal is not None and moves:
+                        self._put(other, goal)
                     self._put(expert, rank)
                     return
 

@@ -104,7 +104,8 @@ class _LinkPrices:
         self.of_leg: dict[int, FloatArray] = {}
         for phase in (problem.cost.dispatch, problem.cost.combine):
             for leg in phase.legs:
-                us_CTN = leg.us_XN.toarray().reshape(classes, -1, len(phase.link_names))
+                targets = leg.us_XN.shape[0] // classes  # named, since a single rank has no links
+                us_CTN = leg.us_XN.toarray().reshape(classes, targets, len(phase.link_names))
                 self.of_leg[id(leg)] = np.ascontiguousarray(us_CTN.transpose(1, 0, 2))
 
 

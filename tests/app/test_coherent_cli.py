@@ -73,6 +73,8 @@ def test_counts_are_refused_with_what_to_record(run, loads):
     ],
 )
 def test_what_takes_layers_one_by_one_refuses_the_plan(run, coherent_plan, verb):
+    if verb[0] in ("validate", "run"):
+        pytest.importorskip("torch", reason="torch is not installed")
     names = {"PLAN": coherent_plan, "FOLDER": coherent_plan.parent}
     found = run(*(names.get(word, word) for word in verb))
     failed(found, 2, "made for --exchange coherent", "make it with another one (auto, pairwise, dedup, two-level)")

@@ -130,6 +130,31 @@ def test_a_rank_without_its_experts_stops_all(tmp_path: Path) -> None:
     assert on_ranks(2, load_more, tmp_path / "eight", timeout_s=PATIENCE_S) == [wanted] * 2
 
 
+def other_disks(rank: int, size: int, path: Path) -> list[str]:
+    """Save where something is on rank 1's disk alone, then load what is on rank 0's alone; return what was said."""
+    model, said = TinyModel(8, 2, torch.float64), []
+    apply_expert_parallel(model, mesh(size), None)
+    taken = path / f"disk{rank}"
+    if rank == 1:
+        taken.mkdir(parents=True)
+    for verb, place in ((save_checkpoint, taken), (load_checkpoint, path / ("saved" if rank == 0 else "none"))):
+        try:
+            verb(place, model)
+        except BadInput as error:
+            said.append(str(error).removeprefix(f"{place} "))
+    return said
+
+
+def test_disks_that_differ_stop_all(tmp_path: Path) -> None:
+    """No rank waits for one that has found something else at the path."""
+    save_checkpoint(tmp_path / "saved", TinyModel(8, 2, torch.float64))
+    wanted = [
+        "exists already; a checkpoint is written into a new folder",
+        "holds no checkpoint of epplan (no file .metadata)",
+    ]
+    assert on_ranks(2, other_disks, tmp_path) == [wanted] * 2
+
+
 def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     model = TinyModel(4, 2, torch.float32)
     save_checkpoint(tmp_path / "small", model)

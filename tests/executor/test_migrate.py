@@ -177,8 +177,10 @@ def test_the_loss_goes_on_as_if_nothing_had_happened(dtype: torch.dtype, steps: 
     assert "(1.2 ms predicted)" in moved[0][1][0]
 
 
-def refused(rank: int, size: int, plans: list[Plan], optimizer: str, memory_bytes: int) -> tuple[str, bool]:
-    """Try to migrate rank by rank to `plans`; return what was said, and whether all is as it was."""
+def refused(
+    rank: int, size: int, plans: list[Plan], optimizer: str, memory_bytes: int, exchanges: list[str | None]
+) -> tuple[str, bool]:
+    """Try to migrate rank by rank to `plans` and `exchanges`; return what was said, and whether all is as it was."""
     model = build("packed")
     apply_expert_parallel(model, mesh(size), plan(1))
     used = (
@@ -190,7 +192,7 @@ def refused(rank: int, size: int, plans: list[Plan], optimizer: str, memory_byte
     before, layouts = contents(model, used), [one.exchange.layout for one in find_moe_layers(model).values()]
     said = ""
     try:
-        migrate_to(model, plans[rank], used, memory_bytes=memory_bytes)
+        migrate_to(model, plans[rank], used, memory_bytes=memory_bytes, exchange=exchanges[rank])
     except BadInput as error:
         said = str(error)
     same = [one.exchange.layout for one in find_moe_layers(model).values()] == layouts
@@ -198,25 +200,46 @@ def refused(rank: int, size: int, plans: list[Plan], optimizer: str, memory_byte
 
 
 @pytest.mark.parametrize(
-    ("plans", "optimizer", "memory_bytes", "said"),
+    ("plans", "optimizer", "memory_bytes", "exchanges", "said"),
     [
-        ([plan(2)] * 3 + [plan(3)], "adam", 2**20, "rank 3: its plan is not that of the other ranks"),
-        ([plan(2, size=2)] * 4, "adam", 2**20, "rank 0: the plan is for 2 ranks (test), the ep dimension has 4"),
+        ([plan(2)] * 3 + [plan(3)], "adam", 2**20, [None] * 4, "rank 3: its plan is not that of the other ranks"),
+        (
+            [plan(2, size=2)] * 4,
+            "adam",
+            2**20,
+            [None] * 4,
+            "rank 0: the plan is for 2 ranks (test), the ep dimension has 4",
+        ),
         (
             [plan(2)] * 2 + [plan_of(Case((8,) * 4, experts=6, top_k=2))] + [plan(2)],
             "adam",
             2**20,
+            [None] * 4,
             "rank 2: layers.0: 8 experts, the plan has 6",
         ),
-        ([plan(2)] * 4, "adafactor", 2**20, "rank 0: layers.0: gate_up: the optimizer's 'col_var' is neither"),
-        ([plan(2)] * 4, "adam", 1, "memory_bytes is 1; a byte of each expert that moves takes"),
+        (
+            [plan(2)] * 4,
+            "adafactor",
+            2**20,
+            [None] * 4,
+            "rank 0: layers.0: gate_up: the optimizer's 'col_var' is neither",
+        ),
+        ([plan(2)] * 4, "adam", 1, [None] * 4, "memory_bytes is 1; a byte of each expert that moves takes"),
+        ([plan(2)] * 4, "adam", 2**20, [None, "ring", None, None], "rank 1: unknown exchange 'ring'; known: dedup"),
+        (
+            [plan(2)] * 4,
+            "adam",
+            2**20,
+            [None, None, "dedup", None],
+            "rank 2 has exchange dedup, most ranks have exchange pairwise",
+        ),
     ],
-    ids=["other plan", "other size", "other model", "factored state", "no memory"],
+    ids=["other plan", "other size", "other model", "factored state", "no memory", "no exchange", "other exchange"],
 )
 def test_refused_on_all_ranks_before_anything_moves(
-    plans: list[Plan], optimizer: str, memory_bytes: int, said: str
+    plans: list[Plan], optimizer: str, memory_bytes: int, exchanges: list[str | None], said: str
 ) -> None:
-    for text, untouched in on_ranks(4, refused, plans, optimizer, memory_bytes, timeout_s=PATIENCE_S):
+    for text, untouched in on_ranks(4, refused, plans, optimizer, memory_bytes, exchanges, timeout_s=PATIENCE_S):
         assert text.startswith(said)
         assert untouched
 

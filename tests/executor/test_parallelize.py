@@ -185,6 +185,47 @@ def test_what_does_not_fit_is_refused_on_all_ranks(change: str, message: str) ->
         assert untouched
 
 
+def ask(rank: int, size: int, change: str) -> tuple[str, bool]:
+    """Return the error where rank 1 asks for something else, or has another model; and whether all weights stayed."""
+    model, asked = TinyModel(6, 2, torch.float32), {"exchange": "dedup", "batch": "own"}
+    if change == "sharing":
+        model.layers[1].experts.down = model.layers[0].experts.down
+    elif rank == 1:
+        asked |= {"no exchange": {"exchange": "ring"}, "no batch": {"batch": "xyz"}}.get(change, {})
+        asked |= {"exchange": {"exchange": "pairwise"}, "batch": {"batch": "same"}}.get(change, {})
+        if change == "layers":
+            del model.layers[1]
+        if change == "frozen":
+            model.layers[1].experts.down.requires_grad_(False)
+    before = list(model.parameters())
+    try:
+        apply_expert_parallel(model, mesh(size), **asked)  # type: ignore[arg-type]  # some are wrong
+    except BadInput as error:
+        return str(error), all(a is b for a, b in zip(before, model.parameters(), strict=True))
+    return "", False
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("no exchange", "rank 1: unknown exchange 'ring'; known: dedup, pairwise, two-level"),
+        ("no batch", "rank 1: unknown batch 'xyz'; known: own, same"),
+        ("exchange", "rank 1 has exchange pairwise and batch own, most ranks have exchange dedup and batch own"),
+        ("batch", "rank 1 has exchange dedup and batch same, most ranks have exchange dedup and batch own"),
+        ("layers", "rank 1 has 1 MoE layers, most ranks have 2 MoE layers"),
+        ("sharing", "rank 0: layers.1: shares tensors of its experts with layers.0; every layer needs its own"),
+        (
+            "frozen",
+            "rank 1 has layers.1 with 6 experts, top_k 2, hidden 8, intermediate 12, float32, down frozen, most",
+        ),
+    ],
+)
+def test_ranks_that_ask_for_different_things_are_refused(change: str, message: str) -> None:
+    for error, untouched in on_ranks(3, ask, change):
+        assert error.startswith(message), error
+        assert untouched
+
+
 def no_op(_rank: int, size: int) -> bool:
     model = TinyModel(6, 2, torch.float32)
     before = list(model.parameters())

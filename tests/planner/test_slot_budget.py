@@ -8,11 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner.baselines import BASELINES, baseline
 from planner.memory import LOAD_QUANTILE, buffer_rows, memory_use, slot_bytes
 from planner.placement import Placement, check_placement
+from planner.predict import predict
 from planner.routing import Routing
 from planner.solve.knapsack import cheapest_within
-from planner.solve.slot_budget import best_even_slots, check_limit, solve_budgeted, spend_memory
+from planner.solve.slot_budget import SlotBudget, best_even_slots, check_limit, solve_budgeted, spend_memory
+from planner.timing import EXCHANGES
 from planner.workload import build_workload
 from tests.planner.definitions import PROFILE, tiny_cluster, tiny_model
 from topologies import BadInput, Infeasible
@@ -173,3 +176,21 @@ def test_more_than_a_gpu_has():
 def test_no_amount_of_memory(amount):
     with pytest.raises(BadInput, match="--memory-per-rank"):
         check_limit(amount)
+
+
+def test_the_baseline_to_beat_takes_the_exchange_that_suits_it_best():
+    """Two layers at 4 and 2 slots, baselines at 3 and 3: the plan is best with pairwise, linear with dedup."""
+    counts = np.random.default_rng(9).zipf(1.3, (2, 8)).clip(1, 2000)
+    workload = workload_of(counts, tokens=8.0, hosts=2)
+    budget = SlotBudget(np.array([4, 2]), 3, np.zeros((2, 2)), np.array([2, 4]))
+    solution = solve_budgeted(workload, PROFILE, budget, even=False, asked=ASKED | {"exchange": "auto"})
+    every_way = {
+        (name, exchange): predict(name, baseline(name, workload, np.full(4, 3)), workload, PROFILE, exchange).total_us
+        for name in BASELINES
+        for exchange in EXCHANGES
+    }
+    fastest = min(every_way, key=every_way.__getitem__)
+    assert (solution.exchange, fastest) == ("pairwise", ("linear", "dedup"))
+    assert (solution.to_beat.name, solution.to_beat.exchange) == fastest
+    assert solution.to_beat.total_us == pytest.approx(every_way[fastest], rel=1e-12)
+    assert {one.exchange for one in solution.predictions} == {"pairwise"}

@@ -259,6 +259,15 @@ def test_a_source_without_tokens_is_no_trouble():
     check_placement(solution.placements[0], np.full(16, 3))
 
 
+@pytest.mark.parametrize("exchange", EXCHANGES)
+def test_a_single_rank_has_no_links(exchange):
+    """One rank holds every expert once; searched where the bound does not end the search at once: two batches."""
+    workload = build_workload(tiny_model(6), tiny_cluster(1, 1), routing_of([9, 1, 4, 7, 2, 5]), 128)
+    solution = solve(workload, PROFILE, np.array([6]), exchange=exchange, overlap="two-batches", workers=1)
+    assert sorted(solution.placements[0].expert_S) == list(range(6))
+    assert solution.placements[0].rank_S.tolist() == [0] * 6
+
+
 @pytest.mark.parametrize("seed", [26, 0, 1])
 def test_the_baseline_to_beat_takes_the_exchange_that_suits_it_best(seed):
     """A host of 8 ranks, 32 experts, few tokens: with seed 26 the plan is best with pairwise, linear with dedup."""

@@ -75,6 +75,20 @@ def test_a_host_is_lost_and_no_expert_with_it(exchange):
     assert made.solution.layers[0].bound <= ours
 
 
+def test_a_copy_too_many_gives_way():
+    """Host 0 is full of expert 0 where there is room, host 1 holds it twice: one of the two makes place for expert 1.
+
+    rank (host)   0 (0)  1 (0)  2 (1)  3 (1)
+    slots         2      2      1      1
+    held          0 1    0 .    0      0
+    """
+    _, problem = problem_of(2, 4, 2, 2)
+    problem = replace(problem, slots_R=np.array([2, 2, 1, 1]))
+    spread = spread_over_hosts(problem, Placement.equal_shares([[0, 1], [0], [0], [0]], 2, 2), np.array([0, 0, 1, 1]))
+    check_placement(spread, problem.slots_R)
+    assert survivors_E(spread, np.array([0, 0, 1, 1])).all()
+
+
 def test_what_cannot_be_saved_is_counted_by_host():
     placement = Placement.equal_shares([[0, 1], [2], [3], [0, 4, 5]], 6, 2)
     assert lost_on_each_host([placement, placement], np.array([0, 0, 1, 1])) == [2 * 2, 2 * 3]

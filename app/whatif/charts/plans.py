@@ -12,6 +12,7 @@ from planner import Placement, Prediction
 from planner.placement import FloatArray, IntArray
 
 MAX_REPLICATED = 40  # rows of the picture of replicas
+LETTER_PX = 7  # a digit in the charts' font
 
 
 def time_bars(predictions: Sequence[Prediction], origin: str, *, against_best: bool = True) -> go.Figure:
@@ -33,7 +34,8 @@ def time_bars(predictions: Sequence[Prediction], origin: str, *, against_best: b
         cliponaxis=False,
     )  # fmt: skip
     drawn.update_yaxes(autorange="reversed")
-    drawn.update_xaxes(title=f"time per layer, mean of all, us ({origin})", range=[0, max(total) * 1.22])
+    drawn.update_xaxes(title=f"time per layer, mean of all, us ({origin})", range=[0, max(total) * 1.02])
+    drawn.update_layout(margin_r=LETTER_PX * max(map(len, labels)))  # room of the same width on every screen
     return drawn
 
 

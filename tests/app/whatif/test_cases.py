@@ -50,6 +50,13 @@ def test_memory_decides_the_slots():
     assert case.slots_per_rank * each <= 5e9 < (case.slots_per_rank + 1) * each
 
 
+def test_memory_for_no_slot_says_what_one_takes():
+    case = make_case(LITE.but(weights_gb=0.1), NONE)
+    slot_gb = case.routing.num_layers * case.model.expert_bytes / 1e9
+    with pytest.raises(BadInput, match=rf"0\.1 GB .* hold no slot: .* takes {slot_gb:.3g} GB"):
+        case.slots_R()
+
+
 def test_slots_are_raised_to_hold_every_expert_and_it_is_said():
     case = make_case(LITE.but(slots=4, lost=("host1",)), NONE)
     raised, said = holding_all(case, NONE)
@@ -71,6 +78,7 @@ def test_faults_reach_the_cluster():
     [
         ({"cluster": "hgx-h1000:4"}, "unknown cluster 'hgx-h1000'"),
         ({"cluster": "hgx-h100:100"}, "over the 288 that the app plans"),
+        ({"cluster": "hgx-h100:1250"}, "take fewer hosts, or `epplan plan`, which goes up to 2,048"),
         ({"model": "gpt-5"}, "unknown model 'gpt-5'"),
         ({"routing": "bundled"}, "the bundled trace is of the bundled model"),
         ({"routing": "magic"}, "it is bundled, power-law, or an uploaded file"),

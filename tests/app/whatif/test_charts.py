@@ -94,6 +94,8 @@ def test_bars_hold_the_phases_of_every_plan():
         assert list(trace.x) == [one.mean(f"{phase}_us") for one in SOLUTION.predictions]
     assert "predicted, vendor" in drawn.layout.xaxis.title.text
     assert "us" in drawn.layout.xaxis.title.text
+    (labels,) = (trace.text for trace in drawn.data if trace.type == "scatter")
+    assert drawn.layout.margin.r >= 6 * max(map(len, labels))  # else a phone cuts them off
 
 
 def test_strip_load_and_traffic_hold_the_numbers():

@@ -79,7 +79,7 @@ def test_answers_are_those_of_this_process(one, case):
     placement = here.placements[3]
     simulated = simulate_layer(workload, placement, 3, case.profile, here.exchange)
     assert one.ask(Simulated(case, placement, 3, here.exchange, False), pytest.fail).layer_us == simulated.layer_us
-    assert one.ask(Reported(case), pytest.fail) == report(case.routing)
+    assert one.ask(Reported(case), pytest.fail) == report(case.routing, case.cluster.num_ranks)
 
 
 def test_errors_come_back_as_they_are_and_faults_of_ours_in_one_line(one, case):

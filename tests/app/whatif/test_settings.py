@@ -52,6 +52,22 @@ def test_a_broken_link_names_its_parameter(query, culprit):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ({"exchange": "coherent"}, "'auto', 'pairwise', 'dedup' or 'two-level'"),
+        (
+            {"lost": "rack7"},
+            "lost = 'rack7': a part is a host, a GPU or a NIC, such as host3, host1/gpu2 or host0/nic4",
+        ),
+    ],
+)
+def test_a_broken_link_says_what_may_stand_there(query, said):
+    with pytest.raises(BadInput) as caught:
+        Settings.of_query(query)
+    assert said in str(caught.value)
+
+
 def test_changes_name_both_values():
     a = Settings()
     assert a.changes(a) == {}

@@ -121,6 +121,16 @@ def test_whatever_a_link_names_all_can_be_chosen_anew_on_inputs(query: dict[str,
     assert not texts(fine(tab).error)
 
 
+def test_a_link_with_more_skew_than_the_slider_has_opens() -> None:
+    tab = opened("inputs", query={"routing": "power-law", "skew": "3"})
+    assert not tab.error, texts(tab.error)
+    assert tab.slider(key="A skew").value == 3
+
+
+def test_inputs_judge_the_routing_for_the_clusters_ranks() -> None:
+    assert "on 16 ranks imbalance" in texts(opened("inputs").caption)
+
+
 def test_what_cannot_be_met_has_ways_out() -> None:
     tab = opened("plan", query=LITE.but(slots=2, lost=("host0/gpu1",)).query())
     assert '"Expert slots per rank" 10 or more' in texts(tab.error)
