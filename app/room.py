@@ -15,7 +15,7 @@ from planner.memory import LOAD_QUANTILE, MemoryUse, size_text
 from planner.placement import IntArray, Placement
 from planner.rank_speeds import RankSpeeds
 from planner.request import default_slots_per_rank
-from topologies import BadInput
+from topologies import BadInput, Infeasible
 
 if TYPE_CHECKING:
     from planner.solve.slot_budget import SlotBudget
@@ -76,6 +76,18 @@ class Room:
         from planner.solve.slot_budget import solve_budgeted  # noqa: PLC0415
 
         return solve_budgeted(workload, profile, self.budget, even=self.even, asked=asked)
+
+    def check(self, workload: Workload, placements: list[Placement]) -> None:
+        """Raise Infeasible where what followed the search (moves, copies elsewhere) left the limit on memory."""
+        budget = self.budget
+        if budget is None or budget.limit_bytes is None:
+            return
+        used = budget.use(workload, placements).total_bytes
+        if used > budget.limit_bytes:
+            raise Infeasible(
+                f"--memory-per-rank: the plan takes {size_text(used)} of {size_text(budget.limit_bytes)} after --from, "
+                f"--survive or --replica-choice; leave them out, or --memory-per-rank {np.ceil(used / 1e6) / 1e3:g}"
+            )
 
     def lines(self, workload: Workload, placements: list[Placement]) -> list[str]:
         """Say what a plan takes of the fullest rank, by kind, and how many slots its layers got."""

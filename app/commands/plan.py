@@ -56,6 +56,7 @@ def plan(**given: Any) -> None:
         messages().print("interrupted: keeping the best plan so far")
     outcome = changes.made(solution, workload, task.profile, room.slots, search=search)
     outcome = _with_copies_chosen(outcome, workload, task.profile, options)
+    room.check(workload, outcome.solution.placements)
     result = assemble_plan(
         workload, task.profile, room.slots, outcome.solution, seed=options.seed,
         inputs=task.inputs.sources | task.scenarios.sources | changes.sources,

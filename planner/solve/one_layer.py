@@ -27,11 +27,12 @@ from planner.workload import TokenSampler
 
 SEARCH_TOKENS = 4096  # a search over few tokens learns the sample by heart (docs/log.md, 2026-11-21)
 EXACT_PAIRS = 32  # experts x ranks up to which the exact model is tried first
-EXACT_NODES = 20_000  # an end for the exact model where symmetry makes it long; its bound stays proven
+EXACT_NODES = 2_000  # an end for the exact model where symmetry makes it long; its bound stays proven
 FINALIST_PAIRS = 16_384  # experts x ranks for each start that is descended from: small layers afford several
 MOST_FINALISTS = 4
 FEWER_SLOTS = (0, 1, 2, 4)  # slots of a rank beyond what the experts need, from which a search may start
 SHAKEN_SLOTS = 8  # pairs of slots traded at random before a restart
+SMALL_PAIRS, SMALL_RESTARTS = 64, 5  # experts x ranks up to which a single descent is easily caught, and how often then
 CLOSE_ENOUGH = 1e-4  # relative gap at which the search stops: load statistics are noisier than this
 
 
@@ -47,7 +48,7 @@ class Budget:
         neighbourhoods: mixed-integer sub-problems of the final polish.
         neighbourhood_ranks: ranks freed in each.
         nodes: branch-and-bound nodes of each.
-        restarts: descents from the best placement, shaken.
+        restarts: descents from the best placement, shaken; None for a few where the layer is small.
         proof: whether a lower bound is worked out; without it is 0.
 
     """
@@ -59,7 +60,7 @@ class Budget:
     neighbourhoods: int = 2
     neighbourhood_ranks: int = 3
     nodes: int = 20
-    restarts: int = 0
+    restarts: int | None = None
     proof: bool = True
 
 
@@ -205,7 +206,9 @@ class _Search:
 
     def _restart(self) -> None:
         """Shake the best placement and descend again: where rows are not linear, no exact model helps out."""
-        for _ in range(self.budget.restarts):
+        small = self.problem.num_experts * self.problem.num_ranks <= SMALL_PAIRS
+        restarts = self.budget.restarts
+        for _ in range((SMALL_RESTARTS if small else 0) if restarts is None else restarts):
             if self._done():
                 return
             self._improve(self._shaken())

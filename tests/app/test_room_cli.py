@@ -1,12 +1,18 @@
 """`epplan plan --memory-per-rank` and `--engine-compatible`, as a user calls them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from app.room import Room
 from planner import load_plan
+from planner.baselines import baseline
+from planner.solve.slot_budget import SlotBudget
 from tests.app.test_plan_cli import failed
+from tests.planner.test_solve import random_workload
+from topologies import Infeasible
 
 ON_ONE = [
     "--model", "olmoe-1b-7b", "--cluster", "hgx-h100:1", "--workers", 1, "--tokens-per-rank", 512,
@@ -128,3 +134,19 @@ def test_a_cover_has_no_equal_shares(run):
         run("plan", "--replica-choice", "cover", "--engine-compatible"), 2, "--replica-choice", "--engine-compatible"
     )
     failed(run("plan", "--replica-choice", "auto", "--windows", 2), 2, "--replica-choice auto", "2")
+
+
+@pytest.mark.parametrize("short_bytes", [0, 1])
+def test_what_follows_the_search_keeps_within_the_memory_too(short_bytes):
+    """A budget of what a plan takes is enough, one byte less is not."""
+    workload = random_workload(1)
+    placements = baseline("eplb", workload, np.full(16, 3))
+    layers = workload.num_layers
+    budget = SlotBudget(np.full(layers, 3), 3, np.zeros((layers, 1)), np.array([3]), limit_bytes=0)
+    limit = budget.use(workload, placements).total_bytes - short_bytes
+    room = Room(np.full(16, 3), even=False, budget=replace(budget, limit_bytes=limit))
+    if short_bytes:
+        with pytest.raises(Infeasible, match=r"the plan takes .* after --from"):
+            room.check(workload, placements)
+    else:
+        room.check(workload, placements)
