@@ -87,9 +87,7 @@ def fair_rates(us_FN: sp.csr_array) -> FloatArray:
     return rate_F
 
 
-def run_flows(
-    flows: Flows, resolution_us: float = 0.0, on_percent: Callable[[int], None] = lambda _: None
-) -> Timeline:
+def run_flows(flows: Flows, resolution_us: float = 0.0, on_percent: Callable[[int], None] = lambda _: None) -> Timeline:
     """Let the flows run; ends within `resolution_us` of each other are handled at once.
 
     `on_percent` is called with the part of the flows that are done. With resolution 0 the times are those of exact

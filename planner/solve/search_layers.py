@@ -114,9 +114,7 @@ class LayerSearch:
         rows = [row for row in rows if row in found and found[row].gap > CLOSE_ENOUGH]
         workers, budget = self._workers(len(rows)), self.budget or replace(UNTIL_DEADLINE, proof=False)
         calls = (
-            self._call(
-                exchange, row, [found[row].placement], budget, self.seed + 1, end, (len(rows) - turn) / workers
-            )
+            self._call(exchange, row, [found[row].placement], budget, self.seed + 1, end, (len(rows) - turn) / workers)
             for turn, row in enumerate(rows)
             if time.monotonic() < end
         )
