@@ -77,6 +77,14 @@ class Room:
 
         return solve_budgeted(workload, profile, self.budget, even=self.even, asked=asked)
 
+    def slots_of(self, solution: Solution) -> IntArray:
+        """Return the slots of the ranks under a plan that was found, for which a budget may have been spent anew."""
+        if self.budget is None:
+            return self.slots
+        used_L = np.array([int(placement.slots_R.max()) for placement in solution.placements])
+        slots_LR: IntArray = np.maximum(self.slots, used_L[:, None])
+        return slots_LR
+
     def check(self, workload: Workload, placements: list[Placement]) -> None:
         """Raise Infeasible where what followed the search (moves, copies elsewhere) left the limit on memory."""
         budget = self.budget

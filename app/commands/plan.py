@@ -54,11 +54,12 @@ def plan(**given: Any) -> None:
         workload, solution, robust = task.scenarios.solved(workload, options.tokens_per_rank, task.profile, room, asked)
     if not solution.complete:
         messages().print("interrupted: keeping the best plan so far")
-    outcome = changes.made(solution, workload, task.profile, room.slots, search=search)
+    slots = room.slots_of(solution)
+    outcome = changes.made(solution, workload, task.profile, slots, search=search)
     outcome = _with_copies_chosen(outcome, workload, task.profile, options)
     room.check(workload, outcome.solution.placements)
     result = assemble_plan(
-        workload, task.profile, room.slots, outcome.solution, seed=options.seed,
+        workload, task.profile, slots, outcome.solution, seed=options.seed,
         inputs=task.inputs.sources | task.scenarios.sources | changes.sources,
         command=shlex.join(["epplan", *sys.argv[1:]]),
     )  # fmt: skip

@@ -12,15 +12,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from executor.exchange.dedup import DedupExchange
 from executor.exchange.dispatched import Dispatched, Exchange, HopRows
 from executor.exchange.pairwise import PairwiseExchange
 from executor.exchange.two_level import TwoLevelExchange
 from executor.layout import LayerLayout, contiguous_layout
 from executor.transport import Transport
-from planner import Plan
-from planner.timing import plain
 from topologies.errors import unknown_name
+
+if TYPE_CHECKING:
+    from planner import Plan
 
 __all__ = ["Dispatched", "Exchange", "HopRows", "exchange_name", "local_exchange", "make_exchange"]
 
@@ -39,6 +42,8 @@ def exchange_name(asked: str | None, plan: Plan | None) -> str:
 
     Raises BadInput where there is none of that name, or the plan's is one that no executor runs.
     """
+    from planner.timing import plain  # noqa: PLC0415 - needs pydantic, which a bare GPU machine has not
+
     name = asked or ("pairwise" if plan is None else plain(plan.exchange))
     if name not in _EXCHANGES:
         raise unknown_name("exchange", name, _EXCHANGES)

@@ -64,7 +64,8 @@ class LayerSearch:
         if complete:
             complete = self._search(chosen, rows, found, self._end(1.0), on_layer)
         if complete and self.time_limit_s is not None:
-            complete = self._search_on(chosen, rows, found, self.started + self.time_limit_s, on_layer)
+            complete = self._search_on(chosen, rows, found, self.started + self.time_limit_s)
+            on_layer(len(rows))
         return chosen, found, complete
 
     def _fastest(self, names: Sequence[Exchange]) -> tuple[Exchange, Found, bool]:
@@ -105,11 +106,9 @@ class LayerSearch:
             for row in rows
             if end is None or time.monotonic() < end
         )
-        return self._collect(calls, self._workers(len(rows)), found, on_layer, len(found))
+        return self._collect(calls, self._workers(len(rows)), found, on_layer)
 
-    def _search_on(
-        self, exchange: Exchange, rows: Sequence[int], found: Found, end: float, on_layer: Callable[[int], None]
-    ) -> bool:
+    def _search_on(self, exchange: Exchange, rows: Sequence[int], found: Found, end: float) -> bool:
         """Search on from what was found until the time is up, each layer for its part; False where it was cut short."""
         rows = [row for row in rows if row in found and found[row].gap > CLOSE_ENOUGH]
         workers, budget = self._workers(len(rows)), self.budget or replace(UNTIL_DEADLINE, proof=False)
@@ -118,7 +117,7 @@ class LayerSearch:
             for turn, row in enumerate(rows)
             if time.monotonic() < end
         )
-        return self._collect(calls, workers, found, on_layer, 0)
+        return self._collect(calls, workers, found, lambda _: None)
 
     def _call(self, exchange: Exchange, row: int, starts: list[Placement], *how: Any) -> Any:
         known, workload = self.incumbents, self.incumbents.workload
@@ -130,15 +129,13 @@ class LayerSearch:
         workers, limit_s = max(min(self.workers or joblib.cpu_count(), layers), 1), self.time_limit_s
         return workers if limit_s is None or workers * (limit_s - POOL_START_S) > limit_s else 1
 
-    def _collect(
-        self, calls: Iterable[Any], workers: int, found: Found, on_layer: Callable[[int], None], before: int
-    ) -> bool:
+    def _collect(self, calls: Iterable[Any], workers: int, found: Found, on_layer: Callable[[int], None]) -> bool:
         """Take over what searches find, each layer's best; return False where they were cut short."""
         jobs = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)(calls)
         try:
-            for done, (row, solution) in enumerate(jobs, start=before + 1):
+            for row, solution in jobs:
                 found[row] = _better(found.get(row), solution)
-                on_layer(done)
+                on_layer(len(found))
         except (KeyboardInterrupt, BrokenProcessPool, MemoryError):  # Ctrl-C, a worker that was killed, no memory
             return False
         return True

@@ -9,8 +9,10 @@ import pytest
 from app.room import Room
 from planner import load_plan
 from planner.baselines import baseline
+from planner.solve import solve
 from planner.solve.slot_budget import SlotBudget
 from tests.app.test_plan_cli import failed
+from tests.planner.definitions import PROFILE
 from tests.planner.test_solve import random_workload
 from topologies import Infeasible
 
@@ -150,3 +152,13 @@ def test_what_follows_the_search_keeps_within_the_memory_too(short_bytes):
             room.check(workload, placements)
     else:
         room.check(workload, placements)
+
+
+def test_a_plan_may_have_more_slots_in_a_layer_than_its_budget():
+    """The best baselines stand at the slots that fit alike in every layer: 3 here, where the budget had 4 and 2."""
+    workload = random_workload(1)
+    solution = solve(workload, PROFILE, np.full(16, 3), time_limit_s=0)
+    budget = SlotBudget(np.array([4, 2]), 3, np.zeros((2, 1)), np.array([3]))
+    room = Room(budget.slots_LR(16), even=False, budget=budget)
+    assert room.slots_of(solution).tolist() == [[4] * 16, [3] * 16]
+    assert Room(np.full(16, 3), even=False).slots_of(solution).tolist() == [3] * 16

@@ -129,7 +129,8 @@ def test_bisection_agrees_with_networkx() -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("hgx-h10", "nearest: hgx-h100"), ("hgx-h100:0", "from 1, not '0'"), ("hgx-h100:x", "not 'x'"), ("", "unknown"),
+        ("hgx-h10", "nearest: hgx-h100"), ("hgx-h100:0", "from 1 to 4096, not '0'"), ("hgx-h100:x", "not 'x'"),
+        ("", "unknown"),
         ("hgx-h100:5000", "limit of 4096"), ("none.yaml", "no such file"), ("dir/none", "no such file"),
         ("hgx-h100:", "not ''"),
         ("hgx-h100:\u0663", "from 1"), ("gb200-nvl72:300", "limit of 4096"), ("a" * 5000, "unknown cluster"),
