@@ -1,7 +1,7 @@
 """The search of many layers in parallel, and of a few layers under every exchange to find the fastest.
 
-With a time limit the layers that have most to gain come first, each with the usual amount of work, as many as there is
-time for: half a search of a layer finds next to nothing. What time is left is spread over all layers, to search on.
+With a time limit every layer gets its part of the time, but no less than a search takes to find anything: where that
+is not enough for all, the layers with most to gain come first. What is left over is spread over all, to search on.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from planner.workload import TokenSampler
 
 PILOT_LAYERS = 4  # searched under every exchange to find the fastest
 PILOT_TIME = 0.3  # part of a time limit that this may take
+LEAST_S = 0.25  # of a time limit for a layer: in less a search finds next to nothing (256 experts, 32 ranks)
 POOL_START_S = 1.5  # until worker processes answer (measured: 0.8 to 1.7 s on two busy cores)
 
 Found = dict[int, LayerSolution]  # by row of the workload
@@ -101,12 +102,13 @@ class LayerSearch:
     ) -> bool:
         """Search the layers that are not found yet, until `time.monotonic()` is `end`; False where it was cut short."""
         rows = [row for row in rows if row not in found]
+        workers, budget = self._workers(len(rows)), self.budget or Budget()
         calls = (
-            self._call(exchange, row, self.incumbents.starts(row), self.budget or Budget(), self.seed, end)
-            for row in rows
+            self._call(exchange, row, self.incumbents.starts(row), budget, self.seed, end, (len(rows) - turn) / workers)
+            for turn, row in enumerate(rows)
             if end is None or time.monotonic() < end
         )
-        return self._collect(calls, self._workers(len(rows)), found, on_layer)
+        return self._collect(calls, workers, found, on_layer)
 
     def _search_on(self, exchange: Exchange, rows: Sequence[int], found: Found, end: float) -> bool:
         """Search on from what was found until the time is up, each layer for its part; False where it was cut short."""
@@ -157,11 +159,11 @@ def _one_layer(
     budget: Budget,
     seed: int,
     end: float | None,
-    rounds_left: float = 1.0,
+    rounds_left: float,
 ) -> tuple[int, LayerSolution]:
     """Solve one layer within its part of the time left: on this worker `rounds_left` layers follow, this included."""
     if multiprocessing.current_process().name != "MainProcess":
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which keeps what is done
     now = time.monotonic()
-    deadline = None if end is None else now + max(end - now, 0.0) / max(rounds_left, 1.0)
+    deadline = None if end is None else min(end, now + max((end - now) / max(rounds_left, 1.0), LEAST_S))
     return row, solve_layer(problem, starts, budget, sampler=sampler, seed=seed, deadline=deadline)
