@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import click
 
+from app.profile_option import profile_option
 from planner.placement import REPLICA_CHOICES
 from planner.solve import OBJECTIVES
 from planner.timing import OVERLAPS, PLAN_EXCHANGES, Overlap, PlanExchange
@@ -147,12 +148,7 @@ _OPTIONS = (
         show_default=True,
         help="Phases that run at once: the dispatch under the shared experts, or two micro-batches.",
     ),
-    click.option(
-        "--profile",
-        default="vendor",
-        show_default=True,
-        help="Timing profile: vendor, a100, h200, gb200, or a YAML file.",
-    ),
+    profile_option,
     click.option("--from", "from_", metavar="PLAN", help="Plan in force: the next one is made to move few weights."),
     click.option(
         "--max-moves", metavar="N|N%", help="With --from: experts that may travel, or which part of all slots."

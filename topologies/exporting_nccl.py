@@ -15,7 +15,6 @@ from xml.sax.saxutils import quoteattr
 from topologies import link_speeds
 from topologies.catalog import gpu_entries
 from topologies.errors import BadInput
-from topologies.nvidia_smi import MAX_NVLINKS
 from topologies.spec import SCALE_UP, Host, HostLink, HostNode
 
 SWITCH_BUSID, SWITCH_CLASS = "fffffff:ff:ff.0", "0x068000"
@@ -133,7 +132,7 @@ class _Writer:
         self._put(depth, f'<gpu dev="{dev}"{sm}{chip} rank="{dev}" gdr="1">')
         for peer, link in self._links[node.name]:
             if link.kind in SCALE_UP:
-                lanes = link.lanes or min(max(1, round(link.gbps / one_gbps[link.kind])), MAX_NVLINKS)
+                lanes = link.lanes or min(max(1, round(link.gbps / one_gbps[link.kind])), link_speeds.MAX_NVLINKS)
                 switch = next(n.kind for n in self.host.nodes if n.name == peer) == "nvswitch"
                 target, tclass = (SWITCH_BUSID, SWITCH_CLASS) if switch else (self._busids[peer], CLASSES["gpu"])
                 self._put(depth + 1, f'<{link.kind} target="{target}" count="{lanes}" tclass="{tclass}"/>')

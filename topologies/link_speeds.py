@@ -8,6 +8,7 @@ vendor figures.
 from __future__ import annotations
 
 BOARD_GBPS = 5000.0  # LOC_BW: parts of one board
+MAX_NVLINKS = 18  # of one GPU, up to Blackwell
 
 # compute capability -> one NVLink
 _NVLINK = {60: 18.0, 70: 20.0, 80: 20.0, 86: 12.0, 90: 20.6, 100: 40.1}

@@ -21,7 +21,6 @@ from topologies.spec import Host
 
 LEVELS = ("PIX", "PXB", "PHB", "NODE", "SYS")
 SYNONYMS = {"SOC": "SYS", "C2C": "SYS", "CNS": "NODE"}
-MAX_NVLINKS = 18  # of one GPU, up to Blackwell: pairs that would need more share a switch
 MAX_NVLINKS_TO_EACH = 6  # of several peers on one board: 18 over 3 (H100); three GPUs seen of a switched host show more
 MAX_LINES, MAX_DEVICES = 5_000, 256
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[()][A-B0-2]|[\x00\x0e\x0f]")
@@ -209,8 +208,9 @@ def _nvlinks(matrix: _Matrix) -> dict[frozenset[str], int]:
 
 
 def _direct(to_peers: dict[str, list[int]]) -> bool:
+    """Whether NVLinks go from GPU to GPU: pairs that would need more of them than a GPU has share a switch."""
     return all(
-        sum(peers) <= MAX_NVLINKS and (len(peers) == 1 or max(peers, default=0) <= MAX_NVLINKS_TO_EACH)
+        sum(peers) <= link_speeds.MAX_NVLINKS and (len(peers) == 1 or max(peers, default=0) <= MAX_NVLINKS_TO_EACH)
         for peers in to_peers.values()
     )
 

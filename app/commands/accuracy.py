@@ -9,6 +9,7 @@ import click
 from rich.table import Table as RichTable
 
 from app.console import messages, print_json, results
+from app.profile_option import PROFILE_HELP
 from planner import load_profile
 from planner.calibrate import Comparison, Errors, choices, compare, error_groups, read_table
 from planner.calibrate.choices import Choices
@@ -18,7 +19,7 @@ from topologies.files import write_text
 
 @click.command()
 @click.argument("table")
-@click.option("--profile", required=True, help="Timing profile: vendor, a100, h200, gb200, or a YAML file.")
+@click.option("--profile", required=True, help=PROFILE_HELP)
 @click.option("--on", "on_rows", metavar="EXPR", help='Rows to predict, such as "ranks == 4". [default: all]')
 @click.option("--svg", type=click.Path(dir_okay=False), help="Write a plot of predicted against measured.")
 @click.option(

@@ -10,6 +10,7 @@ from app.console import messages, print_json, results
 from app.in_force import in_force
 from app.inputs import cluster_of_plan, knows_its_routing, workload_of_plan
 from app.migration_report import migration_json, pay_back_text, print_migration
+from app.profile_option import profile_option
 from planner import Plan, TimingProfile, Workload, load_plan, load_profile, predict
 from planner.migrate import migration
 from planner.placement import Placement
@@ -22,9 +23,7 @@ from planner.timing import Exchange, plain
 @click.option("--routing", help="Statistics to compare the steps on. [default: those of the bundled example]")
 @click.option("--cluster", help="The cluster's file, where the plans' cluster came from one.")
 @click.option("--tokens-per-rank", type=float, help="Tokens of a rank in a step. [default: those of NEW]")
-@click.option(
-    "--profile", default="vendor", show_default=True, help="Timing profile: vendor, a100, h200, gb200, or a YAML file."
-)
+@profile_option
 @click.option("--json", "json_", is_flag=True, help="Print every move and every link as JSON instead of tables.")
 def diff(
     old: str,

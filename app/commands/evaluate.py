@@ -11,6 +11,7 @@ import numpy as np
 
 from app.console import messages, print_json, results
 from app.inputs import load_inputs, workload_of_plan
+from app.profile_option import profile_option
 from app.tables import as_json, comparison, groups_note
 from planner import (
     Plan,
@@ -51,9 +52,7 @@ from topologies.files import what_is_there
     "each but coherent]",
 )
 @click.option("--overlap", type=click.Choice(OVERLAPS), help="As in `epplan plan`. [default: the plan's, else none]")
-@click.option(
-    "--profile", default="vendor", show_default=True, help="Timing profile: vendor, a100, h200, gb200, or a YAML file."
-)
+@profile_option
 @click.option("--json", "json_", is_flag=True, help="Print every layer as JSON instead of a table.")
 def evaluate(
     plans: tuple[str, ...],

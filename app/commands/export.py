@@ -8,6 +8,7 @@ import click
 
 from app.console import messages
 from app.inputs import workload_of_plan
+from app.profile_option import profile_option
 from planner import load_plan, load_profile
 from planner.exporters import TARGETS, Loss, export_plan
 from topologies import BadInput
@@ -23,9 +24,7 @@ from topologies.files import refuse_overwriting, write_bytes
 @click.option("--lossy", is_flag=True, help="Leave out what the target cannot hold, and print what that costs.")
 @click.option("--routing", help="Statistics that the cost is predicted on. [default: the bundled trace]")
 @click.option("--cluster", help="Cluster file, where the plan's cluster is not in the catalog.")
-@click.option(
-    "--profile", default="vendor", show_default=True, help="Timing profile: vendor, a100, h200, gb200, or a YAML file."
-)
+@profile_option
 def export(
     plan: str, target: str, output: Path, *, lossy: bool, routing: str | None, cluster: str | None, profile: str
 ) -> None:

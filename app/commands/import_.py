@@ -11,6 +11,7 @@ import click
 
 from app.console import messages, print_json, results
 from app.inputs import load_inputs
+from app.profile_option import profile_option
 from app.tables import as_json, comparison
 from planner import build_workload, load_profile, predict
 from planner.importers import FORMATS, import_plan, read_placement
@@ -32,9 +33,7 @@ from topologies.files import refuse_overwriting
     show_default=True,
     help="All-to-all algorithm of the engine; auto takes the fastest.",
 )
-@click.option(
-    "--profile", default="vendor", show_default=True, help="Timing profile: vendor, a100, h200, gb200, or a YAML file."
-)
+@profile_option
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Where to write plan.json.")
 @click.option("--json", "json_", is_flag=True, help="Print the prediction as JSON instead of a table.")
 def import_(

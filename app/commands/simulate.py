@@ -11,6 +11,7 @@ from rich.table import Table as RichTable
 
 from app.console import print_json, progress, results
 from app.inputs import workload_of_plan
+from app.profile_option import profile_option
 from planner import Plan, load_plan, load_profile
 from planner.simulate import Simulation, simulate_layer
 from planner.timing import EXCHANGES, Exchange, plain
@@ -28,9 +29,7 @@ from topologies.files import refuse_overwriting, write_text
 @click.option("--layer", type=int, help="Layer of the model. [default: the plan's slowest by its own prediction]")
 @click.option("--cluster", help="Cluster file, where the plan's cluster is not in the catalog.")
 @click.option("--exchange", type=click.Choice(EXCHANGES), help="All-to-all algorithm. [default: the plan's]")
-@click.option(
-    "--profile", default="vendor", show_default=True, help="Timing profile: vendor, a100, h200, gb200, or a YAML file."
-)
+@profile_option
 @click.option("--barriers", is_flag=True, help="Let every phase wait for the one before, as the closed form does.")
 @click.option(
     "--pieces",

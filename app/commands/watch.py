@@ -16,6 +16,7 @@ import click
 from app.apply_command import ApplyCommand
 from app.changes import move_limit
 from app.inputs import cluster_of_plan
+from app.profile_option import profile_option
 from app.watching import Watch, next_file
 from planner import load_plan, load_profile
 from planner.inbox import Inbox
@@ -43,9 +44,7 @@ from topologies import BadInput
 @click.option("--time-limit", type=click.FloatRange(min=0), help="As in `epplan plan`.")
 @click.option("--tokens-per-rank", type=float, help="Tokens of a rank in a step. [default: the plan's]")
 @click.option("--cluster", help="Cluster file, where the plan's cluster is not in the catalog.")
-@click.option(
-    "--profile", default="vendor", show_default=True, help="Timing profile: vendor, a100, h200, gb200, or a YAML file."
-)
+@profile_option
 @click.option("--workers", type=click.IntRange(min=1), help="Layers solved at once. [default: one per core]")
 @click.option("--json", "json_", is_flag=True, help="One JSON object a line instead of text.")
 def watch(

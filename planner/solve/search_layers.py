@@ -9,10 +9,9 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from typing import Any
 
 import joblib
 import numpy as np
@@ -29,6 +28,8 @@ PILOT_LAYERS = 4  # searched under every exchange to find the fastest
 PILOT_TIME = 0.3  # part of a time limit that this may take
 LEAST_S = 0.25  # of a time limit for a layer: in less a search finds next to nothing (256 experts, 32 ranks)
 POOL_START_S = 1.5  # until worker processes answer (measured: 0.8 to 1.7 s on two busy cores)
+
+FURTHER = replace(UNTIL_DEADLINE, proof=False)  # of a layer that has its bound
 
 Found = dict[int, LayerSolution]  # by row of the workload
 
@@ -62,10 +63,12 @@ class LayerSearch:
         if len(names) > 1 and self.incumbents.objective == "time":
             chosen, found, complete = self._fastest(names)
         rows = self._by_promise(chosen)
+        end = self._end(1.0)
         if complete:
-            complete = self._search(chosen, rows, found, self._end(1.0), on_layer)
-        if complete and self.time_limit_s is not None:
-            complete = self._search_on(chosen, rows, found, self.started + self.time_limit_s)
+            complete = self._search(chosen, [row for row in rows if row not in found], found, end, on_layer)
+        if complete and end is not None:
+            open_rows = [row for row in rows if row in found and found[row].gap > CLOSE_ENOUGH]
+            complete = self._search(chosen, open_rows, found, end, lambda _: None)
             on_layer(len(rows))
         return chosen, found, complete
 
@@ -100,39 +103,22 @@ class LayerSearch:
     def _search(
         self, exchange: Exchange, rows: Sequence[int], found: Found, end: float | None, on_layer: Callable[[int], None]
     ) -> bool:
-        """Search the layers that are not found yet, until `time.monotonic()` is `end`; False where it was cut short."""
-        rows = [row for row in rows if row not in found]
-        workers, budget = self._workers(len(rows)), self.budget or Budget()
+        """Search layers, on from what was found, until `time.monotonic()` is `end`; False where it was cut short."""
+        known, workload, workers = self.incumbents, self.incumbents.workload, self._workers(len(rows))
         calls = (
-            self._call(exchange, row, self.incumbents.starts(row), budget, self.seed, end, (len(rows) - turn) / workers)
+            joblib.delayed(_one_layer)(
+                row,
+                known.problem(exchange, row),
+                [found[row].placement] if row in found else known.starts(row),
+                None if workload.routing.trace is not None else workload.sampler(row),
+                self.budget or (FURTHER if row in found else Budget()),
+                self.seed + (row in found),  # a search that goes on draws other tokens
+                end,
+                (len(rows) - turn) / workers,
+            )
             for turn, row in enumerate(rows)
             if end is None or time.monotonic() < end
         )
-        return self._collect(calls, workers, found, on_layer)
-
-    def _search_on(self, exchange: Exchange, rows: Sequence[int], found: Found, end: float) -> bool:
-        """Search on from what was found until the time is up, each layer for its part; False where it was cut short."""
-        rows = [row for row in rows if row in found and found[row].gap > CLOSE_ENOUGH]
-        workers, budget = self._workers(len(rows)), self.budget or replace(UNTIL_DEADLINE, proof=False)
-        calls = (
-            self._call(exchange, row, [found[row].placement], budget, self.seed + 1, end, (len(rows) - turn) / workers)
-            for turn, row in enumerate(rows)
-            if time.monotonic() < end
-        )
-        return self._collect(calls, workers, found, lambda _: None)
-
-    def _call(self, exchange: Exchange, row: int, starts: list[Placement], *how: Any) -> Any:
-        known, workload = self.incumbents, self.incumbents.workload
-        sampler = None if workload.routing.trace is not None else workload.sampler(row)
-        return joblib.delayed(_one_layer)(row, known.problem(exchange, row), starts, sampler, *how)
-
-    def _workers(self, layers: int) -> int:
-        """Return how many processes to search in; a single one, this one, where more would be too late to help."""
-        workers, limit_s = max(min(self.workers or joblib.cpu_count(), layers), 1), self.time_limit_s
-        return workers if limit_s is None or workers * (limit_s - POOL_START_S) > limit_s else 1
-
-    def _collect(self, calls: Iterable[Any], workers: int, found: Found, on_layer: Callable[[int], None]) -> bool:
-        """Take over what searches find, each layer's best; return False where they were cut short."""
         jobs = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)(calls)
         try:
             for row, solution in jobs:
@@ -141,6 +127,11 @@ class LayerSearch:
         except (KeyboardInterrupt, BrokenProcessPool, MemoryError):  # Ctrl-C, a worker that was killed, no memory
             return False
         return True
+
+    def _workers(self, layers: int) -> int:
+        """Return how many processes to search in; a single one, this one, where more would be too late to help."""
+        workers, limit_s = max(min(self.workers or joblib.cpu_count(), layers), 1), self.time_limit_s
+        return workers if limit_s is None or workers * (limit_s - POOL_START_S) > limit_s else 1
 
 
 def _better(old: LayerSolution | None, new: LayerSolution) -> LayerSolution:
