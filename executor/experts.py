@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from executor.activations import find_activation
 from executor.grouped_mm import grouped_linear
+from executor.host import to_device
 from topologies.errors import BadInput
 
 
@@ -36,7 +37,7 @@ class SlotRows:
     def of(cls, counts: Iterable[int], device: torch.device | str = "cpu") -> SlotRows:
         """Return the division with these rows a slot."""
         counts = tuple(counts)
-        return cls(counts, torch.tensor(tuple(accumulate(counts)), dtype=torch.int32, device=device))
+        return cls(counts, to_device(tuple(accumulate(counts)), device, torch.int32))
 
     @property
     def total(self) -> int:

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from benchmarks.on_gpu.ceilings import Ceilings
 from benchmarks.on_gpu.clock import Clock
 from benchmarks.on_gpu.shapes import Shape, routed_ids
 from executor.exchange.dedup import pairs_of_tokens
 from executor.exchange.distinct_hop import DistinctHop
-from executor.exchange.row_sums import inverse_of, sum_rows
+from executor.exchange.row_sums import Bags, has_kernels, inverse_of, spread_rows, sum_rows
 from executor.layout import contiguous_layout
 from executor.router import Router, RouterConfig
 
@@ -59,29 +60,39 @@ def _operations(shape: Shape, dtype: torch.dtype, tokens: int, device: torch.dev
     ids_TK = torch.from_numpy(routed_ids(shape, T)).to(device)
     order_N = torch.sort(ids_TK.view(-1), stable=True).indices
     token_N = torch.div(order_N, K, rounding_mode="floor")
-    place_N, first_T = inverse_of(order_N), torch.arange(0, T * K, K, device=device)
+    bags = Bags(token_N, inverse_of(order_N), torch.arange(0, T * K, K, device=device))
     x_TH = torch.randn(T, H, device=device).to(dtype).requires_grad_()
     y_NH = torch.randn(T * K, H, device=device).to(dtype).requires_grad_()
     weights_N = torch.rand(T * K, device=device).to(dtype).requires_grad_()
     yield from _routing(shape, dtype, x_TH.detach())
-    yield "permute", lambda: x_TH.detach().index_select(0, token_N), None, (T + T * K) * row_bytes
-    yield (
-        "permute backward",
-        *_backward(lambda: x_TH.index_select(0, token_N), [x_TH]),
-        (T + T * K) * row_bytes,
-    )
+    yield "permute", lambda: spread_rows(x_TH.detach(), bags), None, (T + T * K) * row_bytes
+    yield "permute backward", *_backward(lambda: spread_rows(x_TH, bags), [x_TH]), (T + T * K) * row_bytes
+    yield from _sums("weighted sum", lambda: sum_rows(y_NH, bags, weights_N), y_NH, weights_N, T)
+    if has_kernels(y_NH):  # what stands in where Triton is missing
+        yield from _sums(
+            "weighted sum by torch",
+            lambda: embedding_bag(bags.row_N, y_NH, bags.first_B, mode="sum", per_sample_weights=weights_N),
+            y_NH, weights_N, T,
+        )  # fmt: skip
+        yield (
+            "permute backward by torch",
+            *_backward(lambda: x_TH.index_select(0, token_N), [x_TH]),
+            (T + T * K) * row_bytes,
+        )
+    yield from _packing(shape, x_TH.detach(), ids_TK, row_bytes)
 
-    def combined() -> Tensor:
-        return sum_rows(y_NH, place_N, first_T, weights_N)
+
+def _sums(name: str, run: Callable[[], Tensor], y_NH: Tensor, weights_N: Tensor, tokens: int) -> Iterator[Operation]:
+    """Yield a weighted sum and its backward."""
 
     def without_graph() -> Tensor:
         with torch.no_grad():
-            return combined()
+            return run()
 
-    yield "weighted sum", without_graph, None, (T + T * K) * row_bytes
+    row_bytes = y_NH.shape[1] * y_NH.itemsize
+    yield name, without_graph, None, (tokens + len(y_NH)) * row_bytes
     # reads the gradients [T, H] and the rows [N, H] (for the weights), writes [N, H]
-    yield "weighted sum backward", *_backward(combined, [y_NH, weights_N]), (T + 2 * T * K) * row_bytes
-    yield from _packing(shape, x_TH.detach(), ids_TK, row_bytes)
+    yield f"{name} backward", *_backward(run, [y_NH, weights_N]), (tokens + 2 * len(y_NH)) * row_bytes
 
 
 def _routing(shape: Shape, dtype: torch.dtype, x_TH: Tensor) -> Iterator[Operation]:

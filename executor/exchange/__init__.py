@@ -6,7 +6,7 @@
 | `dedup` | one row for each (token, destination rank) |
 | `two_level`, `two_level_sizes` | one row for each (token, domain), forwarded inside the domain; how sizes are agreed |
 | `distinct_hop` | one hop of the last two: rows once to each target, their pairs with them |
-| `row_sums` | gathers, permutations and weighted sums of rows |
+| `row_sums`, `row_kernels` | rows spread over bags, summed by bag, permuted; the sums as Triton kernels |
 | `dispatched` | what all of them offer and return |
 """
 

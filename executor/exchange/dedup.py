@@ -17,6 +17,7 @@ from executor.exchange.dispatched import Dispatched, HopRows
 from executor.exchange.distinct_hop import Arrival, AtExperts, DistinctHop, HopSizes, Pairs
 from executor.exchange.row_sums import counts
 from executor.experts import SlotRows
+from executor.host import to_device
 from executor.layout import LayerLayout
 from executor.transport import Transport
 
@@ -64,7 +65,7 @@ class DedupExchange:
         layout, R = self.layout, self.layout.num_ranks
         mine = 1 + layout.slots_R[layout.rank]
         told = torch.cat([rows_R[:R], count_S])
-        order = self._telling_order.to(told.device)
+        order = to_device(self._telling_order, told.device)
         heard = self.transport.all_to_all("dispatch sizes", told[order], [1 + g for g in layout.slots_R], [mine] * R)
         flat = torch.cat([told, heard]).cpu().numpy()
         told_rows, told_count_S, heard_RX = flat[:R], flat[R : len(told)], flat[len(told) :].reshape(R, mine)
@@ -78,12 +79,12 @@ class DedupExchange:
         return sizes, heard_RX[:, 1:].sum(axis=0).tolist()
 
     @cached_property
-    def _telling_order(self) -> Tensor:
+    def _telling_order(self) -> list[int]:
         """Order that brings [rows by rank, pairs by slot] into a block for each rank: its rows, then its slots."""
         R = self.layout.num_ranks
         first_R, slots_R = self.layout.first_slot_R, self.layout.slots_R
         blocks = [[rank, *range(R + first_R[rank], R + first_R[rank] + slots_R[rank])] for rank in range(R)]
-        return torch.tensor([entry for block in blocks for entry in block])
+        return [entry for block in blocks for entry in block]
 
 
 def pairs_of_tokens(layout: LayerLayout, weights_TK: Tensor, ids_TK: Tensor) -> Pairs:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from executor.exchange.dispatched import HopRows
-from executor.exchange.row_sums import counts, inverse_of, repeated, starts, sum_rows
+from executor.exchange.row_sums import Bags, counts, inverse_of, repeated, spread_rows, starts, sum_rows
+from executor.host import to_device
 from executor.transport import Transport, exchanged
 
 
@@ -50,22 +51,20 @@ class Arrival:
     Attributes:
         x_NH, pairs: the rows and pairs.
         sizes: of the hop.
-        row_M, num_rows: the row that each sent row was, among how many; for the way back.
+        sent: the rows that left the senders, by the row that each was; for the way back.
 
     """
 
     x_NH: Tensor
     pairs: Pairs
     sizes: HopSizes
-    row_M: Tensor
-    num_rows: int
+    sent: Bags
 
     def bring_back(self, transport: Transport, call: str, y_NH: Tensor) -> Tensor:
         """Return [T, H] at the senders: the partial sums of all targets, added up by the row that was sent."""
         sizes = self.sizes
         (y_MH,) = exchanged(transport, call, (y_NH,), (sizes.rows_received,), (sizes.rows_sent,))
-        order_M = torch.sort(self.row_M, stable=True).indices
-        return sum_rows(y_MH, order_M, starts(counts(self.row_M, self.num_rows)))
+        return sum_rows(y_MH, self.sent)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,29 +100,35 @@ class DistinctHop:
         """Send the rows, and with them their pairs."""
         P, M = sum(sizes.pairs_sent), sum(sizes.rows_sent)
         order_P, sent_row_P = self.order_X[:P], self.sent_row_X[:P]
-        row_M = order_P.new_zeros(M).scatter_(0, sent_row_P, self.pairs.row_X[order_P])
+        sent = Bags.of(order_P.new_zeros(M).scatter_(0, sent_row_P, self.pairs.row_X[order_P]), self.num_rows)
         place_P = sent_row_P - starts(self.rows_R)[self.target_X[:P]]
         label_P2 = torch.stack([place_P, self.pairs.slot_X[order_P]], dim=1).to(torch.int32)
         x_NH, label_Q2, weight_Q = exchanged(
             transport,
             call,
-            (x_TH.index_select(0, row_M), label_P2, self.pairs.weight_X.index_select(0, order_P)),
+            (spread_rows(x_TH, sent), label_P2, self.pairs.weight_X.index_select(0, order_P)),
             (sizes.rows_sent, sizes.pairs_sent, sizes.pairs_sent),
             (sizes.rows_received, sizes.pairs_received, sizes.pairs_received),
         )
         place_Q, slot_Q = label_Q2.long().unbind(1)
-        rows_R, pairs_R = torch.tensor([sizes.rows_received, sizes.pairs_received], device=place_Q.device)
+        rows_R, pairs_R = to_device([sizes.rows_received, sizes.pairs_received], place_Q.device)
         row_Q = place_Q + repeated(starts(rows_R), pairs_R, len(place_Q))
-        return Arrival(x_NH, Pairs(row_Q, slot_Q, weight_Q), sizes, row_M, self.num_rows)
+        return Arrival(x_NH, Pairs(row_Q, slot_Q, weight_Q), sizes, sent)
 
 
 @dataclass(frozen=True, eq=False)
 class AtExperts:
-    """Rows that reached their last rank, copied out to the slots of their pairs."""
+    """Rows that reached their last rank, copied out to the slots of their pairs.
+
+    Attributes:
+        x_GH: the copies, in order of slots.
+        copies: the copies of each row that arrived.
+        weight_Q: routing weights of the copies, in order of those rows.
+
+    """
 
     x_GH: Tensor
-    place_Q: Tensor
-    first_N: Tensor
+    copies: Bags
     weight_Q: Tensor
 
     @classmethod
@@ -132,9 +137,9 @@ class AtExperts:
         pairs = arrival.pairs
         order_Q = torch.sort(pairs.slot_X, stable=True).indices
         first_N = starts(counts(pairs.row_X, len(arrival.x_NH)))
-        x_GH = arrival.x_NH.index_select(0, pairs.row_X[order_Q])
-        return cls(x_GH, inverse_of(order_Q), first_N, pairs.weight_X)
+        copies = Bags(pairs.row_X[order_Q], inverse_of(order_Q), first_N)
+        return cls(spread_rows(arrival.x_NH, copies), copies, pairs.weight_X)
 
     def partial_sums(self, y_GH: Tensor) -> Tensor:
         """Return [N, H]: the weighted sum of each row's outputs on this rank."""
-        return sum_rows(y_GH, self.place_Q, self.first_N, self.weight_Q)
+        return sum_rows(y_GH, self.copies, self.weight_Q)

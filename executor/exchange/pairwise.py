@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from executor.exchange.dispatched import Dispatched, HopRows
-from executor.exchange.row_sums import counts, inverse_of, permuted, repeated, starts, sum_rows
+from executor.exchange.row_sums import Bags, counts, inverse_of, permuted, repeated, spread_rows, starts, sum_rows
 from executor.experts import SlotRows
 from executor.layout import LayerLayout
 from executor.transport import Transport, exchanged
@@ -29,14 +29,14 @@ class _WayBack:
 
     Attributes:
         order_N, inverse_N: from the order of arrival to that of slots; None where they are the same.
-        row_P, first_T, weight_P: the sum over each token's rows, as they come back to the sender.
+        bags: the rows of each token, as they leave the sender and as they come back.
+        weight_P: routing weights of the rows, in order of (token, k).
 
     """
 
     order_N: Tensor | None
     inverse_N: Tensor | None
-    row_P: Tensor
-    first_T: Tensor
+    bags: Bags
     weight_P: Tensor
 
 
@@ -52,23 +52,21 @@ class PairwiseExchange:
 
     def dispatch(self, x_TH: Tensor, weights_TK: Tensor, ids_TK: Tensor) -> Dispatched:
         """Send a copy of each token to each of its experts, sorted by slot."""
-        layout, K = self.layout, ids_TK.shape[1]
+        layout = self.layout
         slot_X = layout.slot_of_pairs(ids_TK).view(-1)
         order_X = torch.sort(slot_X, stable=True).indices
         count_S = counts(slot_X, layout.num_slots + 1)[:-1]
         arriving_RG = self._arriving(count_S)
         sends, received_RG = self._host_sizes(count_S, arriving_RG)
         receives: list[int] = received_RG.sum(axis=1).tolist()
-        pair_P = order_X[: sum(sends)]
-        rows = x_TH.index_select(0, torch.div(pair_P, K, rounding_mode="floor"))
+        bags, weight_P = _token_bags(slot_X.view_as(ids_TK), order_X, sum(sends), weights_TK, layout)
+        rows = spread_rows(x_TH, bags)
         (arrived_NH,) = exchanged(self.transport, "dispatch", (rows,), (sends,), (receives,))
         order_N, inverse_N = _slot_order(arriving_RG, sum(receives))
         x_NH = arrived_NH if order_N is None or inverse_N is None else permuted(arrived_NH, order_N, inverse_N)
-        way_back = _WayBack(
-            order_N, inverse_N, *_token_sums(slot_X.view_as(ids_TK), pair_P, order_X, weights_TK, layout)
-        )
         self.last_hops = {"dispatch": HopRows(tuple(sends), tuple(receives))}
-        return Dispatched(x_NH, SlotRows.of(received_RG.sum(axis=0).tolist(), x_TH.device), self.last_hops, way_back)
+        rows_of_slot = SlotRows.of(received_RG.sum(axis=0).tolist(), x_TH.device)
+        return Dispatched(x_NH, rows_of_slot, self.last_hops, _WayBack(order_N, inverse_N, bags, weight_P))
 
     def combine(self, y_NH: Tensor, dispatched: Dispatched) -> Tensor:
         """Send outputs back and sum them by token."""
@@ -77,7 +75,7 @@ class PairwiseExchange:
         if back.order_N is not None and back.inverse_N is not None:
             y_NH = permuted(y_NH, back.inverse_N, back.order_N)
         (y_PH,) = exchanged(self.transport, "combine", (y_NH,), (hop.received_R,), (hop.sent_R,))
-        return sum_rows(y_PH, back.row_P, back.first_T, back.weight_P)
+        return sum_rows(y_PH, back.bags, back.weight_P)
 
     def _arriving(self, count_S: Tensor) -> Tensor:
         """Return [R, G]: the rows that every rank sends to each slot of this one."""
@@ -104,14 +102,15 @@ def _slot_order(arriving_RG: Tensor, total: int) -> tuple[Tensor | None, Tensor 
     return order_N, inverse_of(order_N)
 
 
-def _token_sums(
-    slot_TK: Tensor, pair_P: Tensor, order_X: Tensor, weights_TK: Tensor, layout: LayerLayout
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return for the sums by token: rows in order of (token, k), where each token begins, and the weights."""
+def _token_bags(
+    slot_TK: Tensor, order_X: Tensor, sent: int, weights_TK: Tensor, layout: LayerLayout
+) -> tuple[Bags, Tensor]:
+    """Return the rows of each token, in order of k, among those sent (the first of `order_X`), and their weights."""
     T, K = slot_TK.shape
-    place_X = inverse_of(order_X)
-    if len(pair_P) == T * K:
-        return place_X, torch.arange(0, T * K, K, device=slot_TK.device), weights_TK.reshape(-1)
+    pair_P = order_X[:sent]
+    place_X, token_P = inverse_of(order_X), torch.div(pair_P, K, rounding_mode="floor")
+    if sent == T * K:
+        return Bags(token_P, place_X, torch.arange(0, T * K, K, device=slot_TK.device)), weights_TK.reshape(-1)
     kept_P = torch.sort(pair_P).values
     first_T = starts((slot_TK < layout.num_slots).sum(dim=1))
-    return place_X[kept_P], first_T, weights_TK.reshape(-1)[kept_P]
+    return Bags(token_P, place_X[kept_P], first_T), weights_TK.reshape(-1)[kept_P]

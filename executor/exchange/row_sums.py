@@ -1,36 +1,114 @@
-"""Gather, permute and sum rows, with the cheapest gradients that torch offers.
+"""Spread rows over bags, sum the rows of bags, permute rows: each the gradient of another.
 
-Shapes: N rows, H hidden, X entries of a list of rows, B bags (sums).
+Copies of a token's row go to several places; what comes back from there is summed by token. Both ways the rows of one
+token are a *bag*: `spread_rows` copies one row to all rows of its bag, `sum_rows` adds the rows of each bag up, and the
+gradient of the one is the other. So no gradient is scattered with atomics: sums have one order, hence the same bits at
+every run.
 
-A weighted sum of rows is an embedding bag: on a CPU it takes a third to a half of the time of index_add or bmm, forward
-and backward (measured, docs/log.md), because the rows are never copied out first.
+A sum is an embedding bag of torch: on a CPU it takes a third to a half of the time of index_add or bmm, forward and
+backward (measured, docs/log.md), because the rows are never copied out first. On CUDA it is a kernel of ours.
+
+Shapes: N rows, H hidden, B bags, X entries of a list of keys.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
 
-def sum_rows(y_NH: Tensor, row_X: Tensor, first_B: Tensor, weight_X: Tensor | None = None) -> Tensor:
-    """Return [B, H]: for each bag the sum of its rows, weighted where weights are given.
+@dataclass(frozen=True, eq=False)
+class Bags:
+    """A division of rows into bags; each of the N rows stands in exactly one.
 
-    Args:
-        y_NH: rows.
-        row_X: the rows of all bags, bag after bag.
-        first_B: where in `row_X` each bag begins.
-        weight_X: a weight for each entry, or None.
+        rows      0  1  2  3  4           bag_N    1  0  1  2  0
+        bags      {1 4}  {0 2}  {3}       row_N    1  4  0  2  3       first_B  0  2  4
+
+    Attributes:
+        bag_N: the bag of each row.
+        row_N: the rows of all bags, bag after bag.
+        first_B: where in `row_N` each bag begins; a bag may be empty.
 
     """
-    if not len(first_B) or not len(row_X):
-        # no kernel has an answer for nothing; the product keeps both inputs in the graph
-        nothing = y_NH.sum() * 0 + (0 if weight_X is None else weight_X.sum().to(y_NH.dtype) * 0)
-        return y_NH.new_zeros(len(first_B), y_NH.shape[1]) + nothing
-    weights = None if weight_X is None else weight_X.to(y_NH.dtype)
-    return embedding_bag(row_X, y_NH, first_B, mode="sum", per_sample_weights=weights)
+
+    bag_N: Tensor
+    row_N: Tensor
+    first_B: Tensor
+
+    @classmethod
+    def of(cls, bag_N: Tensor, num_bags: int) -> Bags:
+        """Return the bags of rows that name theirs; in each, rows stand in order."""
+        return cls(bag_N, torch.sort(bag_N, stable=True).indices, starts(counts(bag_N, num_bags)))
+
+
+def spread_rows(x_BH: Tensor, bags: Bags) -> Tensor:
+    """Return [N, H]: for each row that of its bag."""
+    out: Tensor = _Spread.apply(x_BH, bags)  # type: ignore[no-untyped-call]  # torch leaves apply untyped
+    return out
+
+
+def sum_rows(y_NH: Tensor, bags: Bags, weight_N: Tensor | None = None) -> Tensor:
+    """Return [B, H]: for each bag the sum of its rows; `weight_N` are their weights in order of `bags.row_N`, or 1."""
+    if has_kernels(y_NH):
+        out: Tensor = _Summed.apply(y_NH, weight_N, bags)  # type: ignore[no-untyped-call]  # as above
+        return out
+    if not len(bags.first_B) or not len(bags.row_N):
+        # no kernel of torch has an answer for nothing; the product keeps both inputs in the graph
+        nothing = y_NH.sum() * 0 + (0 if weight_N is None else weight_N.sum().to(y_NH.dtype) * 0)
+        return y_NH.new_zeros(len(bags.first_B), y_NH.shape[1]) + nothing
+    weights = None if weight_N is None else weight_N.to(y_NH.dtype)
+    return embedding_bag(bags.row_N, y_NH, bags.first_B, mode="sum", per_sample_weights=weights)
+
+
+def has_kernels(y_NH: Tensor) -> bool:
+    """Return whether kernels of ours sum these rows: on CUDA where Triton is there, but for fp64, which they lack."""
+    return y_NH.is_cuda and y_NH.dtype in (torch.bfloat16, torch.float16, torch.float32) and _has_triton()
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+class _Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_BH: Tensor, bags: Bags) -> Tensor:
+        ctx.save_for_backward(bags.bag_N, bags.row_N, bags.first_B)
+        return x_BH.index_select(0, bags.bag_N)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_NH: Tensor) -> tuple[Tensor, None]:
+        return sum_rows(grad_NH, Bags(*ctx.saved_tensors)), None
+
+
+class _Summed(torch.autograd.Function):
+    """`sum_rows` by the kernels of `executor.exchange.row_kernels`."""
+
+    @staticmethod
+    def forward(ctx: Any, y_NH: Tensor, weight_N: Tensor | None, bags: Bags) -> Tensor:
+        from executor.exchange import row_kernels  # noqa: PLC0415 - needs Triton, which builds for CPUs lack
+
+        ctx.save_for_backward(bags.bag_N, bags.row_N, *(() if weight_N is None else (y_NH, weight_N)))
+        return row_kernels.sum_rows(y_NH, bags.row_N, bags.first_B, weight_N)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BH: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        from executor.exchange import row_kernels  # noqa: PLC0415 - as above
+
+        bag_N, row_N, *weighted = ctx.saved_tensors
+        if not weighted:
+            return grad_BH.index_select(0, bag_N), None, None
+        y_NH, weight_N = weighted
+        return *row_kernels.sum_rows_backward(grad_BH, y_NH, row_N, bag_N, weight_N), None
 
 
 class _Permuted(torch.autograd.Function):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from executor.exchange.distinct_hop import HopSizes
+from executor.host import to_device
 from executor.layout import LayerLayout
 from executor.transport import Transport
 
@@ -101,7 +102,7 @@ class TwoLevelSizes:
     ) -> Tensor:
         picks, sends = telling
         receives = [width if rank in sources else 0 for rank in range(self.layout.num_ranks)]
-        picked = told[torch.tensor(picks, device=told.device)]
+        picked = told[to_device(picks, told.device)]
         return self.transport.all_to_all(call, picked, sends, receives).view(len(sources), width)
 
     def _read(self, told: np.ndarray, clients_FX: np.ndarray, inside_UX: np.ndarray) -> AgreedSizes:
