@@ -20,13 +20,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -113,14 +113,16 @@ def load_checkpoint(path: str | Path, model: nn.Module, optimizer: torch.optim.O
     """Read into the model, and its optimizer, what `save_checkpoint` wrote; every rank reads its own experts.
 
     Raises:
-        BadInput: there is no checkpoint, or it lacks a tensor of the model, or has it in another shape.
+        BadInput: on all ranks, there is no checkpoint, it lacks a tensor of the model or has it in another shape, or
+            it is damaged; in a file of tensors that shows late, and the model then holds a part of them.
 
     """
     path = Path(path)
     there = (path / ".metadata").is_file()  # on every rank? disks of hosts are not always shared
     _agree("" if there else "holds no checkpoint of epplan (no file .metadata)", path)
     reader = FileSystemReader(path)
-    found: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
+    found, problem = _described(reader)
+    _agree(problem, path)
     state = _tensors(model)
     if optimizer is not None:
         parts = _parts(model)
@@ -128,10 +130,22 @@ def load_checkpoint(path: str | Path, model: nn.Module, optimizer: torch.optim.O
         state |= _optimizer_tensors(parts, optimizer)
     _agree("".join(_unlike(state, found)[:1]), path)
     with _transport(model).inside(f"loading {path.name}"), _one_process_is_meant():
-        load(state, storage_reader=reader)
+        try:
+            load(state, storage_reader=reader)
+        except CheckpointException as error:
+            raise BadInput(f"{path} is damaged: {_first_failure(error)}") from error
 
 
-def _unlike(state: Mapping[str, Tensor], found: Mapping[str, Any]) -> list[str]:
+def _described(reader: FileSystemReader) -> tuple[dict[str, TensorStorageMetadata], str]:
+    """Return the tensors that a checkpoint says it has, by name; or what is wrong with its description."""
+    try:
+        found = reader.read_metadata().state_dict_metadata
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
+        return {}, f"is damaged: its .metadata cannot be read ({type(error).__name__}: {error})"
+    return {key: entry for key, entry in found.items() if isinstance(entry, TensorStorageMetadata)}, ""
+
+
+def _unlike(state: Mapping[str, Tensor], found: Mapping[str, TensorStorageMetadata]) -> list[str]:
     """Return what the checkpoint lacks, or has in another shape."""
     unlike = []
     for key, tensor in state.items():
@@ -194,9 +208,11 @@ def _optimizer_tensors(parts: Mapping[str, Part], optimizer: torch.optim.Optimiz
     return tensors
 
 
-def _make_room(parts: Mapping[str, Part], optimizer: torch.optim.Optimizer, found: Mapping[str, Any]) -> None:
+def _make_room(
+    parts: Mapping[str, Part], optimizer: torch.optim.Optimizer, found: Mapping[str, TensorStorageMetadata]
+) -> None:
     """Give the optimizer the tensors that the checkpoint has for its parameters, as a first step would make them."""
-    saved: dict[str, dict[str, Any]] = {}
+    saved: dict[str, dict[str, TensorStorageMetadata]] = {}
     for key, entry in found.items():
         if key.startswith(OPTIMIZER):
             name, _, what = key.removeprefix(OPTIMIZER).rpartition(".")

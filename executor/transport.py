@@ -56,6 +56,10 @@ class Transport:
         self.rank = 0 if group is None else dist.get_rank(group)
         self.size = 1 if group is None else dist.get_world_size(group)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Transport:
+        """Return itself: a copy of a model, as for a running mean of its weights, stays with the same ranks."""
+        return self
+
     @property
     def runs_rounds(self) -> bool:
         """Whether all-to-alls run as rounds of ours."""

@@ -63,10 +63,10 @@ def sum_rows(y_NH: Tensor, row_X: Tensor, first_B: Tensor, weight_X: Tensor | No
     H, B, X = y_NH.shape[1], len(first_B), len(row_X)
     sum_BH = y_NH.new_empty(B, H)
     if sum_BH.numel():
-        weights = row_X if weight_X is None else weight_X.contiguous()
-        _sum_rows[B, triton.cdiv(H, BLOCK)](
-            y_NH.contiguous(), row_X, first_B, weights, sum_BH, B, X, H, weighted=weight_X is not None, block=BLOCK
-        )
+        weights = row_X if weight_X is None else weight_X  # some pointer, which nobody reads then
+        given = [one.contiguous() for one in (y_NH, row_X, first_B, weights)]
+        with torch.cuda.device_of(y_NH):  # type: ignore[no-untyped-call]  # launches go to the current device
+            _sum_rows[B, triton.cdiv(H, BLOCK)](*given, sum_BH, B, X, H, weighted=weight_X is not None, block=BLOCK)
     return sum_BH
 
 
@@ -76,8 +76,7 @@ def sum_rows_backward(
     """Return the gradients [N, H] and [X] of a weighted sum in which each of the N rows stands once."""
     grad_NH, grad_X = torch.empty_like(y_NH, memory_format=torch.contiguous_format), torch.empty_like(weight_X)
     if len(row_X):
-        _sum_rows_backward[len(row_X),](
-            grad_BH.contiguous(), y_NH.contiguous(), row_X, bag_N, weight_X.contiguous(), grad_NH, grad_X,
-            y_NH.shape[1], block=BLOCK,
-        )  # fmt: skip
+        given = [one.contiguous() for one in (grad_BH, y_NH, row_X, bag_N, weight_X)]
+        with torch.cuda.device_of(y_NH):  # type: ignore[no-untyped-call]  # as above
+            _sum_rows_backward[(len(row_X),)](*given, grad_NH, grad_X, y_NH.shape[1], block=BLOCK)
     return grad_NH, grad_X

@@ -168,3 +168,26 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "small", nn.Linear(2, 2))
     with pytest.raises(BadInput, match=r"small has no state of an optimizer: it was saved without"):
         load_checkpoint(tmp_path / "small", model, torch.optim.SGD(model.parameters()))
+
+
+def load_damaged(_rank: int, size: int, path: Path) -> str:
+    model = Model("listed")
+    apply_expert_parallel(model, mesh(size))
+    try:
+        load_checkpoint(path, model)
+    except BadInput as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("kept", [0, 0.5])
+def test_damage_is_said_on_all_ranks(kept: float, tmp_path: Path) -> None:
+    """A description that ends early, then tensors that do: of each file half is left, or nothing."""
+    for damaged, words in ((".metadata", "is damaged: its .metadata cannot be read"), ("*.distcp", "is damaged: rank")):
+        path = tmp_path / damaged.strip("*.")
+        save_checkpoint(path, Model("listed"))
+        for file in path.glob(damaged):
+            file.write_bytes(file.read_bytes()[: int(kept * file.stat().st_size)])
+        for said in on_ranks(2, load_damaged, path, timeout_s=PATIENCE_S):
+            assert said.startswith(f"{path} {words}")
+            assert "\n" not in said
