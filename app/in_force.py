@@ -1,19 +1,40 @@
-"""The plan in force: its placements on the ranks of the cluster as it is now."""
+"""The plan in force: its placements on the ranks of the cluster as it is now, and how many may move from there."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import hashlib
+import math
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from planner import Cluster, Plan
-from planner.migrate import InForce
+from planner import Cluster, Plan, Workload, load_plan
+from planner.migrate import InForce, MoveLimit
 from planner.placement import IntArray, Placement
 from planner.timing import plain
 from topologies import BadInput
 from topologies.build import build_cluster
 from topologies.groups import in_groups
 from topologies.without import split_without, without
+
+
+@dataclass(frozen=True, eq=False)
+class PlanInForce:
+    """The plan named by --from, on the ranks that there are now."""
+
+    plan: InForce
+    slots_per_rank: int
+    sha256: str
+
+    @classmethod
+    def load(cls, path: str, workload: Workload) -> PlanInForce:
+        """Read it; BadInput where it is for other experts, layers or ranks."""
+        loaded = load_plan(path)
+        held = in_force(loaded, path, workload.cluster, workload.layers, workload.num_experts)
+        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        return cls(held, max(loaded.workload.slots_per_rank), f"sha256:{digest}")
 
 
 def in_force(plan: Plan, name: str, cluster: Cluster, layers: tuple[int, ...], experts: int) -> InForce:
@@ -61,3 +82,17 @@ def _on_ranks(placement: Placement, old_R: IntArray, num_domains: int) -> Placem
     rows = placement.slots()
     held = [rows[old] if old >= 0 else [] for old in old_R.tolist()]
     return Placement.equal_shares(held, placement.num_experts, num_domains)
+
+
+def move_limit(max_moves: str | None, move_cost: float | None, slots: int) -> MoveLimit:
+    """Read the limits of `epplan plan`: a number of moves or a part of all `slots`, and a price in microseconds."""
+    if move_cost is not None and not math.isfinite(move_cost):
+        raise BadInput(f"--move-cost is {move_cost}, must be a finite number of microseconds")
+    return MoveLimit(None if max_moves is None else _count(max_moves, slots), move_cost or 0.0)
+
+
+def _count(text: str, slots: int) -> int:
+    match = re.fullmatch(r"([0-9]{1,9})|([0-9]{1,3}(?:\.[0-9]{1,6})?)%", text.strip(), re.ASCII)
+    if match is None or (match[2] is not None and float(match[2]) > 100):
+        raise BadInput(f"--max-moves is {text[:40]!r}, must be a whole number, or a part of all slots such as 10%")
+    return int(match[1]) if match[1] is not None else int(float(match[2]) * slots / 100)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import click
 
@@ -15,8 +14,7 @@ from planner.timing import OVERLAPS, PLAN_EXCHANGES, Overlap, PlanExchange
 from topologies import BadInput
 
 
-@dataclass(frozen=True)
-class PlanOptions:
+class PlanOptions(NamedTuple):
     """What the user asked for; each field is the option of its name, None where it was not given."""
 
     model: str | None

@@ -9,7 +9,6 @@ from rich.console import Console
 
 from app.changes import Outcome
 from app.console import messages, print_json, results
-from app.migration_report import migration_json, pay_back_text, print_migration
 from app.room import Room
 from app.scenarios import scenario_table, scenarios_json
 from app.tables import as_json, comparison, groups_note
@@ -87,6 +86,8 @@ def _print_moves(console: Console, outcome: Outcome, cluster: Cluster) -> None:
     made, moved = outcome.replanned, outcome.migration
     if made is None or moved is None:
         return
+    from app.migration_report import pay_back_text, print_migration  # noqa: PLC0415 - few plans follow one in force
+
     print_migration(console, moved, cluster)
     if made.moves < made.free_moves:
         console.print(
@@ -132,6 +133,8 @@ def _as_json(result: Plan, outcome: Outcome, cluster: Cluster) -> dict[str, Any]
         document["survival"] = _survival(outcome, cluster)
     made, moved = outcome.replanned, outcome.migration
     if made is not None and moved is not None:
+        from app.migration_report import migration_json  # noqa: PLC0415 - few plans follow one in force
+
         new_us = outcome.solution.predictions[-1].total_us
         document["migration"] = migration_json(moved, cluster, made.in_force.total_us, new_us)
         document["migration"] |= {"part_of_gain": made.part_of_gain, "moves_without_limit": made.free_moves}

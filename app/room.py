@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from app.changes import PlanInForce
 from planner import Solution, TimingProfile, Workload, slots_of_ranks
 from planner.memory import LOAD_QUANTILE, MemoryUse, size_text
 from planner.placement import IntArray, Placement
@@ -18,11 +17,11 @@ from planner.request import default_slots_per_rank
 from topologies import BadInput, Infeasible
 
 if TYPE_CHECKING:
+    from app.in_force import PlanInForce
     from planner.solve.slot_budget import SlotBudget
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(NamedTuple):
     """What the user says of slots.
 
     Attributes:

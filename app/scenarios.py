@@ -14,20 +14,20 @@ from app.console import messages
 from app.inputs import Inputs
 from app.room import Room
 from planner import MoEModel, Routing, Solution, TimingProfile, Workload, build_workload, load_routing
-from planner.robust import Risk, parse_risk
 from topologies import BadInput
 
 if TYPE_CHECKING:
+    from planner.robust import Risk
     from planner.solve.scenarios import RobustSolution
 
 
 @dataclass(frozen=True, eq=False)
 class Scenarios:
-    """The statistics that a plan has to serve, and how they count."""
+    """The statistics that a plan has to serve, and how they count: None where there is one alone."""
 
     routings: tuple[Routing, ...]
     digests: tuple[str, ...]
-    risk: Risk
+    risk: Risk | None
 
     @classmethod
     def load(cls, inputs: Inputs, more: Sequence[str], windows: int | None, robust: str | None) -> Scenarios:
@@ -35,9 +35,14 @@ class Scenarios:
         model: MoEModel = inputs.model
         files = (inputs.routing, *(load_routing(name, model) for name in more))
         routings = files if windows is None else tuple(w for one in files for w in windows_of(one, windows))
-        if robust is not None and len(routings) == 1:
+        digests = tuple(one.sha256 for one in files)
+        if len(routings) > 1:
+            from planner.robust import parse_risk  # noqa: PLC0415 - few plans have several scenarios
+
+            return cls(routings, digests, parse_risk(robust or "worst"))
+        if robust is not None:
             raise BadInput("--robust needs several scenarios: name --routing more than once, or --windows N")
-        return cls(routings, tuple(one.sha256 for one in files), parse_risk(robust or "worst"))
+        return cls(routings, digests, None)
 
     @property
     def sources(self) -> dict[str, str]:
@@ -61,7 +66,7 @@ class Scenarios:
 
         `tokens` a rank are the user's; without, traces are steps of their own and counts follow the first workload.
         """
-        if len(self.routings) == 1:
+        if self.risk is None:
             return workload, room.solved(workload, profile, asked), None
         from planner.solve.scenarios import solve_scenarios  # noqa: PLC0415 - solvers load only where one searches
 

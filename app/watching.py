@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from app.apply_command import ApplyCommand, stops_held_back
-from app.changes import move_limit
+from app.in_force import move_limit
 from app.inputs import workload_of_plan
 from planner import Plan, Routing, TimingProfile, Workload, load_plan
 from planner.inbox import Arrival, Inbox, Look
@@ -104,7 +104,7 @@ class Watch:
             drift = drift_between(self._planned_on, workload.routing)
         slots = int(slots_of(old)[0].sum())
         search = Search(
-            move_limit(self.max_moves, None, slots, has_plan=True),
+            move_limit(self.max_moves, None, slots),
             self.time_limit_s,
             old.workload.seed,
             self.workers,

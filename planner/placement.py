@@ -51,7 +51,7 @@ class Placement:
         """Build a placement from `slots[rank] = [expert, ...]` in which every copy serves an equal share."""
         expert_S = np.array([expert for row in slots for expert in row], dtype=np.int64)
         rank_S = np.repeat(np.arange(len(slots)), [len(row) for row in slots])
-        return cls.of_slots(expert_S, rank_S, num_experts, len(slots), num_domains)
+        return cls._with_equal_shares(expert_S, rank_S, num_experts, len(slots), num_domains)
 
     @classmethod
     def of_slots(
@@ -59,9 +59,14 @@ class Placement:
     ) -> Placement:
         """Build a placement with equal shares from flat arrays; slots are put in order of rank."""
         order = np.argsort(rank_S, kind="stable")
-        expert_S, rank_S = expert_S[order], rank_S[order]
-        nobody_DS = np.zeros((num_domains, len(expert_S)))
-        return cls(expert_S, rank_S, nobody_DS, num_experts, num_ranks).with_equal_shares()
+        return cls._with_equal_shares(expert_S[order], rank_S[order], num_experts, num_ranks, num_domains)
+
+    @classmethod
+    def _with_equal_shares(
+        cls, expert_S: IntArray, rank_S: IntArray, num_experts: int, num_ranks: int, num_domains: int
+    ) -> Placement:
+        share_S = 1.0 / np.bincount(expert_S, minlength=num_experts)[expert_S]
+        return cls(expert_S, rank_S, np.repeat(share_S[None], num_domains, axis=0), num_experts, num_ranks)
 
     @property
     def num_domains(self) -> int:
@@ -95,9 +100,9 @@ class Placement:
     def without_duplicates(self) -> Placement:
         """Merge the slots of one expert on one rank into one slot that serves their joint share."""
         key_S = self.rank_S * self.num_experts + self.expert_S
-        _, first_U, slot_of_S = np.unique(key_S, return_index=True, return_inverse=True)
-        if len(first_U) == len(key_S):
+        if not _has_repeats(key_S):
             return self
+        _, first_U, slot_of_S = np.unique(key_S, return_index=True, return_inverse=True)
         share_DU = sums_by(self.share_DS, slot_of_S, len(first_U))
         order = np.argsort(first_U)  # keep the slot order
         kept = first_U[order]
@@ -116,9 +121,15 @@ class Placement:
 
 def sums_by(value_XS: FloatArray, key_S: IntArray, size: int) -> FloatArray:
     """Return the sums [X, size] of the columns of `value_XS` that share a key in 0..size-1."""
-    sums = np.zeros((size, len(value_XS)))
-    np.add.at(sums, key_S, value_XS.T)
-    return sums.T
+    X = len(value_XS)
+    cell_SX = key_S[:, None] * X + np.arange(X)
+    sums: FloatArray = np.bincount(cell_SX.ravel(), value_XS.T.ravel(), size * X).astype(float, copy=False)
+    return sums.reshape(size, X).T
+
+
+def _has_repeats(key_S: IntArray) -> bool:
+    sorted_S = np.sort(key_S)
+    return bool((sorted_S[1:] == sorted_S[:-1]).any())
 
 
 def check_placement(placement: Placement, slots_R: IntArray | None = None, *, where: str = "placement") -> None:
@@ -135,14 +146,15 @@ def check_placement(placement: Placement, slots_R: IntArray | None = None, *, wh
     missing = np.flatnonzero(placement.copies_E == 0)
     if missing.size:
         raise BadInput(f"{where}: expert {missing[0]} has no slot ({missing.size} of {E} experts have none)")
-    keys, counts = np.unique(rank_S * E + expert_S, return_counts=True)
-    if counts.max() > 1:
+    key_S = rank_S * E + expert_S
+    if _has_repeats(key_S):
+        keys, counts = np.unique(key_S, return_counts=True)
         rank, expert = divmod(int(keys[counts.argmax()]), E)
         raise BadInput(f"{where}: expert {expert} stands {counts.max()} times on rank {rank}; one copy a rank at most")
     if slots_R is not None and (placement.slots_R > slots_R).any():
         rank = int((placement.slots_R - slots_R).argmax())
         raise BadInput(f"{where}: rank {rank} holds {placement.slots_R[rank]} slots, more than its {slots_R[rank]}")
-    if not np.isfinite(share_DS).all() or (share_DS < 0).any() or (share_DS > 1 + SHARE_TOLERANCE).any():
+    if not ((share_DS >= 0) & (share_DS <= 1 + SHARE_TOLERANCE)).all():  # NaN is neither
         slot = int(np.argmin(np.where(np.isfinite(share_DS), np.minimum(share_DS, 1 - share_DS), -np.inf).min(axis=0)))
         raise BadInput(f"{where}: a share of expert {expert_S[slot]} on rank {rank_S[slot]} is not within [0, 1]")
     total_DE = sums_by(share_DS, expert_S, E)

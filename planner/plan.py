@@ -235,22 +235,22 @@ class Plan(_Strict):
         if not flat or max(flat) >= self.model.experts:
             raise BadInput(f"{where}.slots: expert {max(flat, default=-1)} is not in 0..{self.model.experts - 1}")
         equal = Placement.equal_shares(entry.slots, self.model.experts, self.num_domains)
-        equal = replace(equal, replica_choice=self.replica_choice)
+        if self.replica_choice != equal.replica_choice:
+            equal = replace(equal, replica_choice=self.replica_choice)
         if not entry.shares:
             return equal
         share_DS = equal.share_DS.copy()
-        slot_of = {
-            pair: slot for slot, pair in enumerate(zip(equal.expert_S.tolist(), equal.rank_S.tolist(), strict=True))
-        }
+        slot_on: dict[int, dict[int, int]] = {int(expert): {} for expert in entry.shares if expert.isdecimal()}
+        for slot, (held, rank) in enumerate(zip(equal.expert_S.tolist(), equal.rank_S.tolist(), strict=True)):
+            if held in slot_on:
+                slot_on[held][rank] = slot
         for expert, copies in entry.shares.items():
-            if not expert.isdecimal() or {copy.rank for copy in copies} != {
-                rank for e, rank in slot_of if e == int(expert)
-            }:
+            if not expert.isdecimal() or {copy.rank for copy in copies} != slot_on[int(expert)].keys():
                 raise BadInput(f"{where}.shares: the ranks of expert {expert[:20]!r} are not those of its slots")
             for copy in copies:
                 if len(copy.share) != self.num_domains:
                     raise BadInput(f"{where}.shares.{expert}: {len(copy.share)} shares for {self.num_domains} domains")
-                share_DS[:, slot_of[int(expert), copy.rank]] = copy.share
+                share_DS[:, slot_on[int(expert)][copy.rank]] = copy.share
         return equal.with_shares(share_DS)
 
     def placements(self) -> list[Placement]:

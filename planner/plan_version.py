@@ -29,7 +29,7 @@ def digest(document: dict[str, Any]) -> str:
     """
     values = {key: value for key, value in document.items() if key != "sha256"}
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(re.sub(r"(\d)\.0(?=[,\]}])", r"\1", text).encode()).hexdigest()
+    return hashlib.sha256(re.sub(r"\.0(?<=\d\.0)(?=[,\]}])", "", text).encode()).hexdigest()
 
 
 def upgraded(document: dict[str, Any], where: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ floating point is touched. Experts with copies on several targets are counted by
 
 Shapes: L layers, C source classes, D domains, E experts, T targets (64 at a time), P sampled tokens, K experts a token,
 S slots of all layers together, X cells (layer, expert), W kinds of tokens, U distinct rows of shares, M copies,
-Z tokens of copies, Y those of one layer.
+Y tokens of copies in one layer.
 """
 
 from __future__ import annotations
@@ -205,16 +205,15 @@ def _spread(
     """
     (L, P), (cell_M, target_M, log_miss_M) = visited_LP.shape, copies
     W, T, cells = len(tokens.tokens_W), width, len(tokens.first_X) - 1
-    count_M = tokens.first_X[cell_M + 1] - tokens.first_X[cell_M]
-    end_M = np.cumsum(count_M)
-    place_Z = np.arange(int(end_M[-1])) + np.repeat(tokens.first_X[cell_M] - (end_M - count_M), count_M)
-    token_Z, target_Z = tokens.token_of_cell[place_Z], np.repeat(target_M, count_M)
-    log_miss_Z = np.repeat(log_miss_M, count_M)
-    edge_L = np.concatenate([[0], end_M])[np.searchsorted(cell_M, np.arange(L + 1) * (cells // L))]
+    first_M, count_M = tokens.first_X[cell_M], np.diff(tokens.first_X)[cell_M]
+    edge_L = np.searchsorted(cell_M, np.arange(L + 1) * (cells // L)).tolist()
     hits_LX = np.zeros((L, W * T))
-    for layer in range(L):  # one at a time: its counters stay in the cache
-        span = slice(edge_L[layer], edge_L[layer + 1])
-        token_Y, target_Y, own_Y = token_Z[span], target_Z[span], log_miss_Z[span]
+    for layer, span in enumerate(map(slice, edge_L[:-1], edge_L[1:])):  # one at a time: its tokens stay in the cache
+        count = count_M[span]
+        end = np.cumsum(count)
+        place_Y = np.arange(int(count.sum())) + np.repeat(first_M[span] - (end - count), count)
+        token_Y, target_Y = tokens.token_of_cell[place_Y], np.repeat(target_M[span], count)
+        own_Y = np.repeat(log_miss_M[span], count)
         key_Y = target_Y * P + token_Y
         all_Y = np.bincount(key_Y, own_Y, T * P)[key_Y]
         seen_Y = (visited_LP[layer][token_Y] >> target_Y.astype(np.uint64)) & np.uint64(1)

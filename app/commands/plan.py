@@ -9,11 +9,11 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from app.changes import Changes, Outcome, PlanInForce, move_limit
+from app.changes import Changes, Outcome
 from app.console import messages, progress
 from app.inputs import Inputs, load_inputs
 from app.plan_options import PlanOptions, plan_options
@@ -25,6 +25,10 @@ from planner.coherent import coherent_step
 from planner.rank_speeds import load_rank_speeds
 from topologies import BadInput
 from topologies.files import refuse_overwriting
+
+if TYPE_CHECKING:
+    from app.in_force import PlanInForce
+    from planner.migrate import MoveLimit
 
 
 @click.command()
@@ -90,7 +94,7 @@ class _Task:
         )  # fmt: skip
         scenarios = Scenarios.load(inputs, options.routing[1:], options.windows, options.robust)
         workload = build_workload(inputs.model, inputs.cluster, inputs.routing, options.tokens_per_rank, options.seed)
-        old = None if options.from_ is None else PlanInForce.load(options.from_, workload)
+        old = _plan_in_force(options.from_, workload)
         profile = load_profile(options.profile)
         if options.exchange == "coherent":
             coherent_step(workload, profile, "dedup")  # raises where there is no trace, before any search
@@ -103,13 +107,30 @@ class _Task:
 
     def changes(self, options: PlanOptions, started: float) -> Changes:
         """Return what is asked of the plan besides its time, checked."""
-        total = self.room.total(self.workload.num_layers)
-        limit = move_limit(options.max_moves, options.move_cost, total, has_plan=self.old is not None)
+        limit = self._move_limit(options)
         deadline = None if options.time_limit is None else started + options.time_limit
         survive = options.survive is not None
-        changes = Changes(limit, self.old, survive, options.seed, options.workers, deadline)
+        changes = Changes(self.old, limit, survive, options.seed, options.workers, deadline)
         changes.check(self.workload, scenarios=len(self.scenarios.routings))
         return changes
+
+    def _move_limit(self, options: PlanOptions) -> MoveLimit | None:
+        if self.old is None:
+            if options.max_moves is not None or options.move_cost is not None:
+                raise BadInput("--max-moves and --move-cost need the plan in force: --from plan.json")
+            return None
+        from app.in_force import move_limit  # noqa: PLC0415 - few plans follow one in force
+
+        return move_limit(options.max_moves, options.move_cost, self.room.total(self.workload.num_layers))
+
+
+def _plan_in_force(path: str | None, workload: Workload) -> PlanInForce | None:
+    """Return the plan that --from names, if it names one."""
+    if path is None:
+        return None
+    from app.in_force import PlanInForce  # noqa: PLC0415 - few plans follow one in force
+
+    return PlanInForce.load(path, workload)
 
 
 def _with_copies_chosen(outcome: Outcome, workload: Workload, profile: TimingProfile, options: PlanOptions) -> Outcome:

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from app.apply_command import ApplyCommand
-from app.changes import move_limit
+from app.in_force import move_limit
 from app.inputs import cluster_of_plan
 from app.profile_option import profile_option
 from app.watching import Watch, next_file
@@ -84,7 +84,7 @@ def watch(
     in_force = load_plan(plan_file)
     plain(in_force.exchange)  # raises for a plan that cannot be followed
     cluster_of_plan(in_force, cluster)  # raises where its file has to be named
-    move_limit(max_moves, None, 1, has_plan=True)
+    move_limit(max_moves, None, 1)
     watching = Watch(
         plan_file,
         Inbox(Path(folder), settle, {plan_file, next_file(plan_file)}),

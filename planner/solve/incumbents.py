@@ -84,18 +84,32 @@ class Incumbents:
             self._predicted[exchange] = (
                 [PlanCounts(self._cost(exchange), slots).price(name) for name, slots in self._evened_slots.items()]
                 if self.even
-                else [one.price(name, merged=True) for name, one in self._counts(exchange).items()]
+                else [self._merged(exchange, one) for one in self.baselines_predicted(exchange)]
             )
         return self._predicted[exchange]
+
+    def _merged(self, exchange: Exchange, as_it_is: Prediction) -> Prediction:
+        """Return the prediction of a baseline whose duplicate replicas are merged: another only where there are any."""
+        name = as_it_is.name
+        if self._slots[name].merged_S.all():
+            return as_it_is
+        return self._counts(exchange)[name].price(name, merged=True)
 
     @cached_property
     def _evened_slots(self) -> dict[str, StepSlots]:
         rows = range(self.workload.num_layers)
         return {name: StepSlots(self.workload, [self.start(name, row) for row in rows]) for name in self.baselines}
 
+    @cached_property
+    def _predicted_as_they_are(self) -> dict[Exchange, list[Prediction]]:
+        return {}
+
     def baselines_predicted(self, exchange: Exchange) -> list[Prediction]:
         """Return the prediction of every baseline as it is under an exchange."""
-        return [counts.price(name) for name, counts in self._counts(exchange).items()]
+        known = self._predicted_as_they_are
+        if exchange not in known:
+            known[exchange] = [counts.price(name) for name, counts in self._counts(exchange).items()]
+        return known[exchange]
 
     def rival(self, exchanges: Iterable[Exchange]) -> Prediction:
         """Return the fastest baseline as it is, each under the exchange that suits it best."""

@@ -60,24 +60,27 @@ _ADVICE = "; this is a fault of the solver or of epplan: please report it (--tim
 
 def broken_constraint(placement: Placement, slots_R: IntArray, num_experts: int, backups: Backups | None = None) -> str:
     """Return in words the first constraint that a placement breaks, "" where it breaks none."""
-    expert_S, rank_S, share_DS = placement.expert_S.tolist(), placement.rank_S.tolist(), placement.share_DS
+    expert_S, rank_S, share_DS = placement.expert_S, placement.rank_S, placement.share_DS
     if not len(expert_S) == len(rank_S) == share_DS.shape[1]:
         return f"{len(expert_S)} experts, {len(rank_S)} ranks and {share_DS.shape[1]} shares are not of the same slots"
-    ranks_of: list[set[int]] = [set() for _ in range(num_experts)]
-    free = [int(slots) for slots in slots_R]
-    for expert, rank in zip(expert_S, rank_S, strict=True):
-        if not 0 <= expert < num_experts or not 0 <= rank < len(free):
-            return f"a slot holds expert {expert} on rank {rank}; there are {num_experts} experts and {len(free)} ranks"
-        if rank in ranks_of[expert]:
-            return f"expert {expert} stands twice on rank {rank}"
-        ranks_of[expert].add(rank)
-        free[rank] -= 1
-        if free[rank] < 0:
-            return f"rank {rank} holds more than its {slots_R[rank]} slots"
-    for expert, ranks in enumerate(ranks_of):
-        if not ranks:
-            return f"expert {expert} has no slot"
-    return _broken_shares(placement, num_experts) or _broken_survival(ranks_of, backups)
+    E, R = num_experts, len(slots_R)
+    outside_S = (expert_S < 0) | (expert_S >= E) | (rank_S < 0) | (rank_S >= R)
+    if outside_S.any():
+        slot = int(outside_S.argmax())
+        return f"a slot holds expert {expert_S[slot]} on rank {rank_S[slot]}; there are {E} experts and {R} ranks"
+    pair_S = np.sort(expert_S * R + rank_S)
+    twice = pair_S[1:][pair_S[1:] == pair_S[:-1]]
+    if twice.size:
+        expert, rank = divmod(int(twice[0]), R)
+        return f"expert {expert} stands twice on rank {rank}"
+    over_R = np.bincount(rank_S, minlength=R) > slots_R
+    if over_R.any():
+        rank = int(over_R.argmax())
+        return f"rank {rank} holds more than its {slots_R[rank]} slots"
+    copies_E = np.bincount(expert_S, minlength=E)
+    if not copies_E.all():
+        return f"expert {int(copies_E.argmin())} has no slot"
+    return _broken_shares(placement, E) or ("" if backups is None else _broken_survival(placement, E, backups))
 
 
 def _broken_shares(placement: Placement, num_experts: int) -> str:
@@ -86,18 +89,19 @@ def _broken_shares(placement: Placement, num_experts: int) -> str:
     if wrong_DS.any():
         slot = int(wrong_DS.any(axis=0).argmax())
         return f"a share of expert {expert_S[slot]} on rank {placement.rank_S[slot]} is not within [0, 1]"
-    total_ED = np.zeros((num_experts, len(share_DS)))
-    np.add.at(total_ED, expert_S, share_DS.T)
-    off_DE = np.abs(total_ED.T - 1.0) > TOLERANCE
+    cell_DS = np.arange(len(share_DS))[:, None] * num_experts + expert_S
+    total_DE = np.bincount(cell_DS.ravel(), share_DS.ravel(), len(share_DS) * num_experts).reshape(-1, num_experts)
+    off_DE = np.abs(total_DE - 1.0) > TOLERANCE
     if off_DE.any():
         domain, expert = np.argwhere(off_DE)[0].tolist()
-        total = total_ED[expert, domain]
+        total = total_DE[domain, expert]
         return f"the shares of expert {expert} for source domain {domain} sum to {total:.6g}, not to 1"
     return ""
 
 
-def _broken_survival(ranks_of: Sequence[set[int]], backups: Backups | None) -> str:
-    if backups is None:
-        return ""
-    found = sum(len({int(backups.host_R[rank]) for rank in ranks}) > 1 for ranks in ranks_of)
+def _broken_survival(placement: Placement, num_experts: int, backups: Backups) -> str:
+    hosts_of: list[set[int]] = [set() for _ in range(num_experts)]
+    for expert, host in zip(placement.expert_S.tolist(), backups.host_R[placement.rank_S].tolist(), strict=True):
+        hosts_of[expert].add(host)
+    found = sum(len(hosts) > 1 for hosts in hosts_of)
     return "" if found >= backups.wanted else f"{found} experts have copies on two hosts, asked were {backups.wanted}"
